@@ -1,0 +1,34 @@
+"""The command line: one module a command; heavy imports happen inside the commands, so --help is quick."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from dyntrain.cli.aimd import aimd
+from dyntrain.cli.check import check
+from dyntrain.cli.evaluate import evaluate
+from dyntrain.cli.md import md
+from dyntrain.cli.train import schema, train
+from dyntrain.errors import UserError
+
+app = typer.Typer(
+    name="dyntrain",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Dynamic training of machine-learning interatomic potentials on AIMD.",
+)
+
+for command in (train, check, evaluate, md, aimd, schema):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one sentence on stderr and exit code 2."""
+    try:
+        app()
+    except UserError as mistake:
+        print(f"dyntrain: {mistake}", file=sys.stderr)
+        sys.exit(2)

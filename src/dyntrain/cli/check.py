@@ -1,0 +1,123 @@
+"""`dyntrain check`: one table a run, what is odd about it, and what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from dyntrain.data.diagnose import RunReport
+
+
+def check(
+    files: Annotated[list[str], typer.Argument(help="Runs: files, folders or patterns.", show_default=False)],
+    dt: Annotated[
+        float | None, typer.Option(help="Time between frames in fs, where the files do not say it.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Also write the reports to this file.")] = None,
+) -> None:
+    """Tell whether reference runs can be used for dynamic training, and what is odd about them."""
+    from rich.console import Console
+
+    from dyntrain.data.diagnose import diagnose, refused
+    from dyntrain.data.readers import expand_paths, read_trajectory
+    from dyntrain.errors import UserError
+
+    console = Console()
+    reports: list[RunReport] = []
+    for file in expand_paths(files):
+        try:
+            report = diagnose(read_trajectory(file, dt))
+        except UserError as mistake:
+            report = refused(str(file), mistake)
+        reports.append(report)
+        show(report, console)
+    if json is not None:
+        _write(reports, json)
+    errors = [f for report in reports for f in report.findings if f.severity == "error"]
+    unusable = [report for report in reports if not report.usable]
+    if len(unusable) == 1:
+        raise UserError(_named(unusable[0].file, errors[0].message))
+    if unusable:
+        raise UserError(f"{len(unusable)} of {len(reports)} runs cannot be used; the reasons stand above.")
+
+
+def show(report: RunReport, console: Any) -> None:
+    """Print the table, the findings and the notes of one run."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    verdict = "[green]usable[/]" if report.usable else "[red]not usable[/]"
+    table = Table(title=f"{escape(report.file)}: {verdict}", title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    for name, value in _rows(report):
+        table.add_row(name, escape(value))
+    if table.row_count:
+        console.print(table)
+    else:
+        console.print(table.title)
+    colours = {"error": "red", "warning": "yellow", "info": "cyan"}
+    for finding in report.findings:
+        colour = colours[finding.severity]
+        console.print(f"  [{colour}]{finding.severity}[/]: {escape(finding.message)}", highlight=False)
+    for note in report.notes:
+        console.print(f"  [dim]note[/]: {escape(note)}", highlight=False)
+    console.print()
+
+
+def _rows(report: RunReport) -> list[tuple[str, str]]:
+    """The table's lines; what was not measured has none."""
+    if report.n_frames is None or report.dt_fs is None:
+        return []
+    rows = [
+        ("run", f"{report.formula}, {report.n_atoms} atoms, {report.n_frames} frames"),
+        ("dt", f"{report.dt_fs:.6g} fs ({report.dt_origin})"),
+    ]
+    if report.dt_fs_inferred is not None:
+        says = f"{report.dt_fs_inferred:.6g} fs, correlation {report.dt_correlation:.6f}"
+        rows.append(("dt by positions and forces", says))
+    if report.residual is not None:
+        rows.append(
+            (
+                "F = ma residual",
+                f"{report.residual:.1e}; {report.residual_after_friction:.1e} with one friction a frame",
+            )
+        )
+    rows.append(("ensemble", report.ensemble))
+    if report.kick_ratio is not None:
+        rows.append(("kicks / dt²F/m", f"{report.kick_ratio:.1e}"))
+    rows.append(("velocities", str(report.velocities)))
+    if report.temperature_K is not None:
+        other = report.temperature_from_positions_K
+        by_positions = "" if other is None else f", {other:.1f} K from positions"
+        rows.append(("temperature", f"{report.temperature_K:.1f} K from velocities{by_positions}"))
+    if report.drift_meV_atom_ps is not None:
+        rows.append(("energy drift", f"{report.drift_meV_atom_ps:.3g} meV/atom/ps"))
+    if report.energy_slope is not None:
+        agreement = f"slope {report.energy_slope:.4f}, correlation {report.energy_correlation:.4f}"
+        rows.append(("ΔE against −F·Δr", agreement))
+    if report.closest_A:
+        pairs = sorted(report.closest_A.items(), key=lambda item: item[1])
+        rows.append(("closest, Å", ", ".join(f"{pair} {distance:.2f}" for pair, distance in pairs)))
+    rows.append(("largest force", f"{report.largest_force_eV_A:.2f} eV/Å"))
+    return rows
+
+
+def _named(file: str, message: str) -> str:
+    """The sentence with the file in front, unless it stands there already."""
+    return message if message.startswith(file) else f"{file}: {message}"
+
+
+def _write(reports: list[RunReport], path: Path) -> None:
+    import json
+
+    from dyntrain.errors import UserError
+
+    text = json.dumps([report.to_json() for report in reports], indent=2, ensure_ascii=False, allow_nan=False)
+    try:
+        path.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}.") from error

@@ -1,0 +1,195 @@
+"""`dyntrain md`: molecular dynamics (NVE) of one structure with a trained model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+
+def md(
+    model: Annotated[Path, typer.Argument(help="Model file.", show_default=False)],
+    start: Annotated[
+        Path,
+        typer.Argument(
+            help="Structure file that ASE reads; its last frame is the start.", show_default=False
+        ),
+    ],
+    steps: Annotated[int, typer.Option(help="Number of steps.", min=1, show_default=False)],
+    output: Annotated[Path, typer.Option(help="Trajectory to write: .traj, .xyz or .extxyz.")] = Path(
+        "md.traj"
+    ),
+    dt: Annotated[float, typer.Option(help="Time step in fs.")] = 0.5,
+    every: Annotated[int, typer.Option(help="Write every so many steps.", min=1)] = 10,
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="Draw velocities at so many K (0: start at rest), instead of the file's."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of that draw.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[
+        str | None, typer.Option(help="float32 or float64; default: the model's own.")
+    ] = None,
+) -> None:
+    """Run NVE molecular dynamics with a model, from a structure's positions and velocities."""
+    from rich.console import Console
+
+    from dyntrain.cli.loading import load_potential
+    from dyntrain.errors import UserError
+    from dyntrain.simulate import TrajectoryWriter, check_start, simulate
+    from dyntrain.state import State
+    from dyntrain.units import FS
+
+    if not 0 < dt < 100:
+        raise UserError(f"--dt must be a time step in fs between 0 and 100, got {dt:g}")
+    console = Console()
+    atoms = _read_start(start)
+    if temperature is not None:
+        _draw_velocities(atoms, temperature, seed)
+    elif not atoms.get_velocities().any():
+        raise UserError(
+            f"{start} holds no velocities: draw them with --temperature (in K; 0 starts at rest), or give a "
+            "file with velocities or momenta"
+        )
+    potential = load_potential(model, device, precision)
+    state = State.from_ase(atoms)
+    found = check_start(state, str(start))
+    nearest = (
+        f"closest pair {found.closest_distance:.3f} Å ({found.closest_pair})"
+        if found.closest_distance is not None
+        else "no two atoms within 3 Å"
+    )
+    console.print(
+        f"{start}: {atoms.get_chemical_formula()}, {found.temperature:.1f} K, {nearest}", highlight=False
+    )
+    run = simulate(potential, state.to(_device_of(potential)), dt * FS, steps, every=1)
+    stopped = False
+    with TrajectoryWriter(output) as writer:
+        try:
+            summary = _run(run, writer, steps, dt, every, console)
+        except KeyboardInterrupt:
+            stopped = True
+            summary = f"stopped by the user after step {run.n_steps_done}"
+    console.print(f"{summary}; {writer.n_written} frames in {output}", highlight=False)
+    if run.bursts:
+        burst = run.bursts[0]
+        last = max(burst.step, 0)
+        typer.echo(
+            f"dyntrain: the run failed after step {last} ({last * dt:g} fs): {burst.reason}. "
+            f"The {writer.n_written} frames before it are in {output}.",
+            err=True,
+        )
+        raise typer.Exit(1)
+    if stopped:
+        raise typer.Exit(130)
+
+
+def _device_of(potential: Any) -> Any:
+    from dyntrain.simulate import device_of
+
+    return device_of(potential)
+
+
+def _read_start(start: Path) -> Atoms:
+    import ase.io
+
+    from dyntrain.errors import UserError
+
+    if not start.is_file():
+        raise UserError(f"{start} is not there (a structure file was expected): check the path")
+    try:
+        atoms = ase.io.read(start, index=-1)
+    except Exception as error:  # ASE's readers raise anything
+        raise UserError(
+            f"{start} cannot be read as a structure ({type(error).__name__}: {error}): give a file that ASE "
+            "reads"
+        ) from error
+    assert isinstance(atoms, ase.Atoms)  # index −1: one frame
+    if not len(atoms):
+        raise UserError(f"{start} holds no atoms: give a structure to start from")
+    if atoms.constraints:
+        raise UserError(
+            f"{start} fixes atoms ({type(atoms.constraints[0]).__name__}), which `dyntrain md` cannot do: "
+            "remove the constraint, or run ASE's dynamics with dyntrain.Calculator"
+        )
+    return atoms
+
+
+def _draw_velocities(atoms: Atoms, temperature: float, seed: int) -> None:
+    """Maxwell–Boltzmann velocities of exactly this temperature, at rest as a whole."""
+    import numpy as np
+    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary, ZeroRotation
+
+    from dyntrain.errors import UserError
+
+    if not 0 <= temperature < 1e5:
+        raise UserError(f"--temperature must lie between 0 and 100000 K, got {temperature:g}")
+    MaxwellBoltzmannDistribution(atoms, temperature_K=temperature, rng=np.random.default_rng(seed))
+    Stationary(atoms)
+    if not atoms.pbc.any():
+        ZeroRotation(atoms)
+    drawn = atoms.get_temperature()
+    if drawn > 0:
+        atoms.set_velocities(atoms.get_velocities() * np.sqrt(temperature / drawn))
+
+
+def _run(run: Any, writer: Any, steps: int, dt: float, every: int, console: Any) -> str:
+    """Iterate the run under a progress bar and write its frames; one sentence on how it went."""
+    import time
+
+    import numpy as np
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from dyntrain.observables import energy_drift
+    from dyntrain.simulate import frame_to_ase
+    from dyntrain.units import FS
+
+    columns = (
+        TextColumn("step"),
+        MofNCompleteColumn(),
+        BarColumn(bar_width=None),
+        TextColumn("E {task.fields[energy]:.4f} eV  T {task.fields[temperature]:.0f} K"),
+        TextColumn("{task.fields[speed]:.3g} ns/day"),
+        TimeRemainingColumn(),
+    )
+    times: list[float] = []
+    energies: list[float] = []
+    temperatures: list[float] = []
+    begun, shown, last = time.perf_counter(), 0.0, None
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("", total=steps, energy=0.0, temperature=0.0, speed=0.0)
+        for frame in run:
+            last = frame
+            due = frame.step % every == 0 or frame.step == steps
+            if due:
+                writer.write(frame_to_ase(frame, dt * FS))
+            now = time.perf_counter()
+            if due or now - shown > 0.2:
+                energy = float(frame.prediction.energy[0] + frame.state.kinetic_energy()[0])
+                temperature = float(frame.state.temperature()[0])
+                if due:
+                    times.append(frame.step * dt)
+                    energies.append(energy)
+                    temperatures.append(temperature)
+                speed = frame.step * dt * 1e-6 / (now - begun) * 86400
+                progress.update(
+                    task, completed=frame.step, energy=energy, temperature=temperature, speed=speed
+                )
+                shown = now
+        if run.bursts and last is not None and last.step % every:
+            writer.write(frame_to_ase(last, dt * FS))  # the last sound frame shows best what went wrong
+    if last is None:
+        return "no step was possible"
+    seconds = time.perf_counter() - begun
+    parts = [
+        f"{last.step} steps ({last.step * dt:g} fs) at {last.step * dt * 1e-6 / seconds * 86400:.3g} ns/day"
+    ]
+    parts.append(f"mean temperature {np.mean(temperatures):.1f} K")
+    if len(times) >= 3:
+        drift = energy_drift(np.array(times), np.array(energies), last.state.n_atoms)
+        parts.append(f"energy drift {drift:+.3g} meV/atom/ps")
+    return ", ".join(parts)

@@ -1,0 +1,117 @@
+"""`dyntrain train` and `dyntrain schema`: a configuration in, a trained model out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
+    from dyntrain.config import Config
+    from dyntrain.curriculum import Plan
+    from dyntrain.data.diagnose import RunReport
+    from dyntrain.data.splits import Split
+    from dyntrain.training.checkpoint import Progress
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML configuration (`data:` alone is enough).")],
+    devices: Annotated[int, typer.Option(help="Processes on each machine (GPUs, or CPU processes).", min=1)] = 1,
+    num_nodes: Annotated[int, typer.Option(help="Machines; start the same command on each.", min=1)] = 1,
+) -> None:
+    """Train a potential; the same command after an interruption goes on where it was.
+
+    Leaves model.pt (its path is the last line printed), the resolved config.yaml, log.csv and checkpoints in
+    the configuration's output folder.
+    """
+    from dyntrain.config import read_config
+    from dyntrain.training import train as run
+
+    settings = read_config(config)
+    with TrainingBar() as bar:
+        result = run(settings, devices=devices, num_nodes=num_nodes, observer=bar)
+    if result.finished is None:
+        print(f"max_time ({settings.max_time}) is over; the same command goes on.")
+    else:
+        print(f"finished: {result.finished} (step {result.progress.step}, {result.progress.cpu_s:.0f} CPU-s).")
+    print(result.model)
+
+
+def schema() -> None:
+    """Print the JSON schema of the training configuration."""
+    import json
+
+    from dyntrain.config import Config
+
+    print(json.dumps(Config.model_json_schema(), indent=2, ensure_ascii=False))
+
+
+class TrainingBar:
+    """Shows a training: a progress line with S, loss, learning rate and time left, a line an epoch."""
+
+    def __init__(self, name: str = "training") -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        self.name = name
+        self.console = Console()
+        self.bar: Bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[numbers]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+        )
+        self.task: Any = None
+
+    def __enter__(self) -> TrainingBar:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def started(self, split: Split, reports: list[RunReport], config: Config, resumed: bool) -> None:
+        from rich.markup import escape
+
+        say = self.console.print
+        for report in reports:
+            for finding in report.findings:
+                say(f"[yellow]{finding.severity}[/] {escape(report.file)}: {escape(finding.message)}")
+        frames = sum(run.n_frames for run in split.train)
+        say(
+            f"{self.name}: {len(split.train)} training runs ({frames} frames), {len(split.validation)} for "
+            f"validation. {escape(split.how)}"
+        )
+        say("Roll-outs beside recorded runs apply the runs' kicks.")
+        if resumed:
+            say(f"Going on from the checkpoint in {escape(config.output)}.")
+        total = 1.0 if config.budget is not None else None
+        self.task = self.bar.add_task(self.name, total=total, numbers="")
+
+    def stepped(self, plan: Plan, loss: float, share: float | None, progress: Progress) -> None:
+        bursts = int(progress.epoch_sums.get("burst", 0))
+        skipped = int(progress.epoch_sums.get("skipped", 0))
+        numbers = f"S {plan.segment_length}  loss {loss:.4f}  lr {plan.lr:.1e}  step {progress.step}"
+        if bursts or skipped:
+            numbers += f"  [red]{bursts} burst, {skipped} skipped[/]"
+        self.bar.update(self.task, completed=share, numbers=numbers)
+
+    def validating(self, share: float) -> None:
+        self.bar.update(self.task, numbers=f"validation {share:.0%}")
+
+    def validated(self, row: dict[str, Any]) -> None:
+        first, mean = row["validation_force_mae_first"], row["validation_force_mae"]
+        errors = "all roll-outs burst" if mean is None else f"force MAE {first:.4f} at 0, {mean:.4f} along"
+        burst = f", [red]{row['burst_validation']} burst[/]" if row["burst_validation"] else ""
+        self.console.print(
+            f"epoch {row['epoch']:3d}  S {row['segment_length']}  lr {row['lr']:.1e}  train "
+            f"{row['train_loss']:.4f}  validation {row['validation_loss']:.4f} ({errors} eV/Å{burst})",
+            highlight=False,
+        )

@@ -1,0 +1,324 @@
+"""The YAML configuration: every key, its default and its unit; unknown keys are errors with the nearest name."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from dyntrain.errors import UserError
+
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def seconds(text: Any) -> float:
+    """``90s``, ``5m``, ``2h``, ``1.5h`` or ``1d`` in seconds."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd])\s*", str(text))
+    if match is None or float(match[1]) <= 0:
+        raise ValueError(f"a time is a number with s, m, h or d behind it (90s, 5m, 2h), got {text!r}")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def _checked_time(text: Any) -> str:
+    seconds(text)
+    return str(text)
+
+
+Duration = Annotated[str, BeforeValidator(_checked_time)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class DataFiles(_Section):
+    """Runs by the split they belong to."""
+
+    train: list[str] = Field(description="files, folders or patterns of training runs")
+    validation: list[str] = Field(
+        default=[], description="runs for validation during training; none: some of the training runs are taken"
+    )
+    test: list[str] = Field(default=[], description="runs that training never sees")
+
+
+class ModelConfig(_Section):
+    """The network."""
+
+    name: Literal["egnn", "paper_egnn"] = Field(default="egnn", description="egnn: smooth, extensive default")
+    cutoff: float = Field(default=5.0, gt=0, description="Å")
+    settings: dict[str, Any] = Field(
+        default={}, description="further arguments of the network, as width or n_channels (see the API)"
+    )
+
+
+class TermConfig(_Section):
+    """One term of the loss."""
+
+    weight: float = Field(default=1.0, ge=0)
+    kind: Literal["l1", "l2", "huber"] = "l1"
+    delta: float = Field(default=0.1, gt=0, description="where Huber turns linear (the quantity's unit)")
+
+
+class AtomTermConfig(TermConfig):
+    """One term of the loss that is a mean over atoms."""
+
+    per_element: bool = Field(default=False, description="mean within each element, then the sum over elements")
+
+
+class EnergyTermConfig(TermConfig):
+    """The energy term, per atom."""
+
+    only_single_frames: bool = Field(default=False, description="only while the segment length is 1")
+
+
+class LossConfig(_Section):
+    """Terms by name (null: absent) and the weights of the steps."""
+
+    forces: AtomTermConfig | None = Field(default=AtomTermConfig(), description="eV/Å")
+    energy: EnergyTermConfig | None = Field(default=EnergyTermConfig(), description="eV per atom")
+    positions: AtomTermConfig | None = Field(default=None, description="Å, along the roll-out")
+    velocities: AtomTermConfig | None = Field(default=None, description="Å/ASE time, along the roll-out")
+    first_step_weight: float = Field(default=1.0, gt=0, description="weight of step 0 once S > 1")
+    later_step_weight: float = Field(default=1.0, gt=0, description="weight of each later step")
+
+
+class PlateauConfig(_Section):
+    """S grows by one whenever learning has converged, as published."""
+
+    kind: Literal["plateau"] = "plateau"
+    max_length: int = Field(default=7, ge=1, description="largest segment length S, frames")
+    lr: float = Field(default=1e-3, gt=0, description="learning rate at S = 1")
+    factor: float = Field(default=0.33, gt=0, lt=1)
+    patience: int = Field(default=15, ge=1, description="epochs without improvement before the rate falls")
+    floor: float = Field(default=2e-6, gt=0, description="converged below this rate")
+    restart_lr: float = Field(default=1e-4, gt=0, description="learning rate after each growth of S")
+
+
+class StageConfig(_Section):
+    """A share of the budget at one segment length."""
+
+    segment_length: int = Field(ge=1, description="S, frames")
+    share: float = Field(gt=0, description="share of the budget (all shares are scaled to 1)")
+
+
+def _default_stages() -> list[StageConfig]:
+    return [StageConfig(segment_length=s, share=w) for s, w in ((1, 0.6), (2, 0.1), (4, 0.1), (8, 0.2))]
+
+
+class ScheduleConfig(_Section):
+    """S and the learning rate follow the share of the budget that is spent."""
+
+    kind: Literal["schedule"] = "schedule"
+    stages: list[StageConfig] = Field(default_factory=_default_stages, min_length=1)
+    lr: float = Field(default=3e-3, gt=0, description="largest learning rate")
+    floor: float = Field(default=1e-6, gt=0, description="learning rate at the end")
+    warmup: float = Field(default=0.01, ge=0, lt=1, description="share of the budget with a rising rate")
+    epochs: int = Field(default=20, ge=1, description="validations, evenly over the budget")
+    stop_after: int | None = Field(default=None, ge=1, description="end after so many epochs without a better score")
+
+
+class ValidationConfig(_Section):
+    """Roll-outs from held-out starts, the run's kicks applied."""
+
+    n_starts: int = Field(default=32, ge=1)
+    n_steps: int = Field(default=60, ge=0, description="shortened, and said, where the runs are shorter")
+    batch_size: int = Field(default=32, ge=1, description="starts unrolled together")
+
+
+class BudgetConfig(_Section):
+    """What the training may cost; measured once, then kept, so that a rerun does the same."""
+
+    evaluations: float = Field(gt=0, description="training evaluations of one structure at S = 1, or their worth")
+    costs: dict[Literal["one_step", "rollout"], float] = Field(
+        description="cost of one evaluation in a training step at S = 1 and in a roll-out of S > 1 (ratio)"
+    )
+
+
+class LoggerConfig(_Section):
+    """An extra logger; CSV and TensorBoard are always written."""
+
+    name: Literal["wandb", "mlflow"]
+    project: str = "dyntrain"
+
+
+class TruncatedConfig(_Section):
+    """Gradients through so many frames."""
+
+    truncated: int = Field(ge=1)
+
+
+class Config(_Section):
+    """A training run. ``data`` alone is enough."""
+
+    data: list[str] | DataFiles = Field(description="AIMD files: a list (split automatically) or by split")
+    dt: float | None = Field(default=None, gt=0, description="fs between frames, where the files do not say")
+    output: str = Field(default="dyntrain-output", description="folder for everything written")
+    seed: int = Field(default=0, ge=0)
+    preset: Literal["paper"] | None = Field(default=None, description="paper: the published recipe")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["float32", "float64"] = Field(default="float32", description="of the network's weights")
+    start_from: str | None = Field(default=None, description="model file to go on from (replaces `model`)")
+    model: ModelConfig = ModelConfig()
+    batch_size: int = Field(default=16, ge=1, description="segments an optimiser step, over all processes")
+    training_points: int | None = Field(
+        default=None, ge=1, description="so many segments, drawn once; null: every window of the training runs"
+    )
+    loss: LossConfig = LossConfig()
+    backprop: Literal["stop_gradient", "full", "adjoint"] | TruncatedConfig = Field(
+        default="full", description="how gradients flow between steps; adjoint: those of full in flat memory"
+    )
+    curriculum: Annotated[PlateauConfig | ScheduleConfig, Field(discriminator="kind")] = ScheduleConfig()
+    gradient_clip: float = Field(default=10.0, gt=0, description="largest norm of the gradient")
+    ema: float = Field(default=0.99, ge=0, lt=1, description="decay of the averaged weights a step; 0: none")
+    validation: ValidationConfig = ValidationConfig()
+    max_time: Duration | None = Field(
+        default=None, description="wall time of one call; stops cleanly, the same command goes on (90s, 5m, 2h)"
+    )
+    max_epochs: int | None = Field(default=None, ge=1)
+    budget: BudgetConfig | None = Field(default=None, description="written by the first run; give it to repeat one")
+    logger: LoggerConfig | None = None
+
+    @model_validator(mode="after")
+    def _time_or_default(self) -> Config:
+        if self.max_time is None and self.budget is None and self.curriculum.kind == "schedule":
+            self.max_time = "1h"
+        return self
+
+    @property
+    def max_seconds(self) -> float | None:
+        """``max_time`` in seconds."""
+        return None if self.max_time is None else seconds(self.max_time)
+
+    @property
+    def max_length(self) -> int:
+        """Largest segment length the curriculum can reach."""
+        curriculum = self.curriculum
+        if curriculum.kind == "plateau":
+            return curriculum.max_length
+        return max(stage.segment_length for stage in curriculum.stages)
+
+
+PAPER: dict[str, Any] = {
+    "model": {"name": "paper_egnn", "cutoff": 5.0},
+    "batch_size": 32,
+    "training_points": 256,
+    "loss": {
+        "forces": {"weight": 1.0, "kind": "l1", "per_element": True},
+        "energy": {"weight": 1.0, "kind": "l1", "only_single_frames": True},
+        "first_step_weight": 50.0,
+        "later_step_weight": 1.0,
+    },
+    "backprop": "stop_gradient",
+    "curriculum": {
+        "kind": "plateau",
+        "max_length": 7,
+        "lr": 1e-3,
+        "factor": 0.33,
+        "patience": 15,
+        "floor": 2e-6,
+        "restart_lr": 1e-4,
+    },
+    "gradient_clip": 1.0,
+    "ema": 0.0,
+    "validation": {"n_starts": 256, "n_steps": 120, "batch_size": 8},
+}
+"""The published recipe (METHOD); what the user's YAML says comes on top of it."""
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        inner = merged.get(key)
+        merged[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def parse_config(values: Any, source: str = "configuration") -> Config:
+    """A checked Config from the plain values of a YAML file.
+
+    Raises:
+        UserError: the first mistakes, one line each, with the key, what was expected and what came.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{source}: expected keys and values (as `data: [run.extxyz]`), got {type(values).__name__}")
+    if values.get("preset") == "paper":
+        values = _merged(PAPER, values)
+    curriculum = values.get("curriculum")
+    if isinstance(curriculum, dict) and "kind" not in curriculum:
+        kind = "plateau" if {"max_length", "patience", "factor", "restart_lr"} & set(curriculum) else "schedule"
+        values = {**values, "curriculum": {"kind": kind, **curriculum}}
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        lines = list(dict.fromkeys(_sentence(problem) for problem in error.errors()))
+        raise UserError(f"{source}: " + "; ".join(lines)) from None
+
+
+def read_config(path: Path | str) -> Config:
+    """A checked Config from a YAML file.
+
+    Raises:
+        UserError: no such file, no YAML, or a mistake in it.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text file (UTF-8), so no configuration") from error
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    return parse_config(values, str(path))
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as YAML; reading it gives the same Config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _sentence(problem: Any) -> str:
+    # Union tags and class names in the location mean nothing to a user.
+    location = [str(part) for part in problem["loc"]]
+    keys = [part for part in location if part not in _UNION_TAGS]
+    name = ".".join(keys)
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(keys[:-1])
+        near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(known)}"
+        return f"unknown key `{name}`: {hint}"
+    if problem["type"] == "missing":
+        return f"`{name}` is missing"
+    came = problem.get("input")
+    shown = f", got {came!r}" if isinstance(came, str | int | float | bool | list | type(None)) else ""
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"`{name}`: {message}" + ("" if "got" in message else shown)
+
+
+_UNION_TAGS = {"plateau", "schedule", "list[str]", "DataFiles", "TruncatedConfig"} | {
+    "literal['stop_gradient','full','adjoint']"
+}
+
+
+def _known_keys(path: list[str]) -> list[str]:
+    """Keys of the section at ``path`` of Config."""
+    sections: list[type[BaseModel]] = [Config]
+    for key in path:
+        found = [s.model_fields[key].annotation for s in sections if key in s.model_fields]
+        sections = [model for annotation in found for model in _models_in(annotation)] or sections
+    return sorted({name for section in sections for name in section.model_fields})
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (Union, types.UnionType, list, Annotated):
+        return [model for inner in get_args(annotation) for model in _models_in(inner)]
+    return []

@@ -1,0 +1,1 @@
+"""AIMD in: trajectories, readers, checks and the windows cut from them."""

@@ -1,0 +1,148 @@
+"""Contents: temperatures, distances, energies and repetitions in a run, each measured by itself."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from dyntrain.data.motion import complete
+from dyntrain.data.thermostat import inner_frames
+from dyntrain.data.trajectory import FloatArray, IntArray, Trajectory
+from dyntrain.units import FS, KB
+
+_SAMPLED_FRAMES = 200
+
+
+def mean_temperature(run: Trajectory, moving: IntArray) -> float | None:
+    """Mean of Σ m v² / (3 N k_B) over the atoms that move, K."""
+    return _temperature(run.velocities[:, moving], run.masses[moving])
+
+
+def finite_difference_temperature(run: Trajectory, moving: IntArray) -> float | None:
+    """The same from [r(k+1) − r(k−1)] / 2dt, away from breaks, K."""
+    frames = inner_frames(run)
+    if not frames.size:
+        return None
+    velocities = (run.positions[frames + 1] - run.positions[frames - 1])[:, moving] / (2 * run.dt)
+    return _temperature(velocities, run.masses[moving])
+
+
+def _temperature(velocities: FloatArray, masses: FloatArray) -> float | None:
+    if not masses.size:
+        return None
+    twice_kinetic = np.einsum("kia,kia,i->", velocities, velocities, masses)
+    return float(twice_kinetic / (velocities.shape[0] * 3 * masses.size * KB))
+
+
+def kick_ratio(run: Trajectory) -> float | None:
+    """rms of the kicks √(|δr|² + |δv dt|²) over rms of dt²F/m, mass-weighted, breaks left out."""
+    inside = _steps_inside(run)
+    root = np.sqrt(run.masses)[:, None]
+    pulls = run.dt**2 * run.forces / root
+    size = float(np.sqrt((pulls**2).mean()))
+    if not inside.size or size == 0:
+        return None
+    kicks = run.kicks()
+    moved = (root * kicks.positions.numpy())[inside]
+    turned = (root * kicks.velocities.numpy() * run.dt)[inside]
+    return float(np.sqrt((moved**2 + turned**2).mean())) / size
+
+
+def _steps_inside(run: Trajectory) -> IntArray:
+    """First frames of all steps that cross no break."""
+    steps = np.ones(run.n_frames - 1, dtype=bool)
+    steps[[b - 1 for b in run.breaks]] = False
+    return np.flatnonzero(steps)
+
+
+class EnergyMatch(NamedTuple):
+    """Energy changes against the work −F·Δr of the forces: both 1 where energies belong to the forces.
+
+    jumps: frames b at which the energy jumps against b − 1 (left out of slope and correlation).
+    """
+
+    slope: float | None
+    correlation: float | None
+    jumps: tuple[int, ...]
+
+
+def energy_force_match(run: Trajectory) -> EnergyMatch:
+    """Hold E(k+1) − E(k) against −½[F(k) + F(k+1)]·[r(k+1) − r(k)], breaks left out."""
+    steps = _steps_inside(run)
+    mean_force = 0.5 * (run.forces[steps] + run.forces[steps + 1])
+    work = -np.einsum("kia,kia->k", mean_force, run.positions[steps + 1] - run.positions[steps])
+    change = run.energies[steps + 1] - run.energies[steps]
+    if steps.size < 3 or not (work.any() and change.any()):
+        return EnergyMatch(None, None, ())
+    large = np.abs(work) >= np.median(np.abs(work[work != 0]))
+    misfit = np.abs(change - np.median(change[large] / work[large]) * work)
+    odd = misfit > max(20 * float(np.median(misfit)), 0.3 * float(np.sqrt((work**2).mean())))
+    # Where many steps are odd there are no jumps: the energies are simply not those of the forces.
+    if odd.mean() > 0.05:
+        odd[:] = False
+    jumps, work, change = 1 + steps[odd], work[~odd], change[~odd]
+    slope = float((work * change).sum() / (work * work).sum())
+    norm = float(np.sqrt((work * work).sum() * (change * change).sum()))
+    correlation = float((work * change).sum()) / norm if norm > 0 else 0.0
+    return EnergyMatch(slope, correlation, tuple(int(b) for b in jumps))
+
+
+def drift(run: Trajectory) -> float | None:
+    """Slope of the total energy in time, meV/atom/ps: one line, its own offset in each stretch."""
+    kinetic = 0.5 * np.einsum("kia,kia,i->k", run.velocities, run.velocities, run.masses)
+    total = run.energies + kinetic
+    time_ps = np.arange(run.n_frames) * run.dt / FS / 1000.0
+    above = below = 0.0
+    for first, stop in run.stretches:
+        t = time_ps[first:stop] - time_ps[first:stop].mean()
+        above += float((t * total[first:stop]).sum())
+        below += float((t * t).sum())
+    return 1000.0 * above / below / run.n_atoms if below > 0 else None
+
+
+def closest_distances(run: Trajectory) -> dict[str, float]:
+    """Smallest distance of each element pair ("C-H") in Å, minimum image, over at most 200 frames."""
+    chosen = np.unique(np.linspace(0, run.n_frames - 1, _SAMPLED_FRAMES).astype(int))
+    first, second = np.triu_indices(run.n_atoms, k=1)
+    smallest = np.full(first.size, np.inf)
+    for frame in chosen:
+        vectors = run.positions[frame, second] - run.positions[frame, first]
+        if run.pbc.any():
+            cell = complete(run.cell_at(int(frame)), run.pbc)
+            images = np.where(run.pbc, np.rint(vectors @ np.linalg.inv(cell)), 0.0)
+            vectors = vectors - images @ cell
+        smallest = np.minimum(smallest, np.linalg.norm(vectors, axis=1))
+    names = np.array(
+        ["-".join(sorted((run.symbols[i], run.symbols[j]))) for i, j in zip(first, second, strict=True)]
+    )
+    return {str(name): float(smallest[names == name].min()) for name in np.unique(names)}
+
+
+def repeated_frames(run: Trajectory) -> tuple[int, ...]:
+    """Frames whose positions equal those of an earlier frame to the last digit."""
+    seen: set[int] = set()
+    repeated = []
+    for frame in range(run.n_frames):
+        key = hash(run.positions[frame].tobytes())
+        if key in seen:
+            repeated.append(frame)
+        seen.add(key)
+    return tuple(repeated)
+
+
+def looks_shuffled(run: Trajectory) -> bool | None:
+    """Whether frames lie far nearer to frames elsewhere in the file than to the next one.
+
+    None where they do not: frames too far apart in time look the same as an unlucky order.
+    """
+    n = run.n_frames
+    asked = np.unique(np.linspace(0, n - 2, _SAMPLED_FRAMES).astype(int))
+    flat = (np.sqrt(run.masses)[:, None] * run.positions).reshape(n, -1)
+    nearest, following = [], []
+    for frame in asked:
+        distances = np.linalg.norm(flat - flat[frame], axis=1)
+        following.append(distances[frame + 1])
+        distances[frame] = np.inf
+        nearest.append(distances.min())
+    return True if np.median(nearest) < 0.5 * np.median(following) else None

@@ -1,0 +1,205 @@
+"""Motion: what positions and forces of a run say of each other: dt, residual, wrapping."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dyntrain.data.trajectory import FloatArray, IntArray
+
+# Reading the stride off the two-term fit: (1 − 1/n²)/12 is 0 for every frame saved, 0.0625 for every second.
+_CURVATURE_STRIDED = 0.03
+# A frame whose misfit is this many times the median is left out of the fits (resets, jumps).
+_OUTLIER = 10.0
+
+
+@dataclass(frozen=True)
+class DtFit:
+    """The interval between frames for which forces explain the motion best.
+
+    dt:          ASE time; NaN where the forces explain nothing (see `correlation`).
+    correlation: of the second differences of the positions with the fitted forces; negative where the
+                 forces point against the motion.
+    residual:    median |r(t+dt) − 2r(t) + r(t−dt) − dt²F/m| / |dt²F/m| over atoms and frames.
+    error:       standard error of dt over dt, for an unexplained part that is white noise.
+    curvature:   second coefficient over the first in δ²r = c₁ F/m + c₂ δ²F/m: (1 − 1/n²)/12 where every
+                 n-th step of a velocity-Verlet run was saved, 0 where all were.
+    curvature_error: its standard error.
+    """
+
+    dt: float
+    correlation: float
+    residual: float
+    error: float
+    curvature: float
+    curvature_error: float
+
+    @property
+    def strided(self) -> bool:
+        """Whether frames are clearly missing between the given ones."""
+        return self.curvature - 3 * self.curvature_error > _CURVATURE_STRIDED
+
+    @property
+    def unstrided(self) -> bool:
+        """Whether clearly every step is there."""
+        return self.curvature + 3 * self.curvature_error < _CURVATURE_STRIDED
+
+
+def second_difference(x: FloatArray) -> FloatArray:
+    """x(k+1) − 2x(k) + x(k−1) along the first axis, [n − 2, ...]."""
+    return x[2:] - 2 * x[1:-1] + x[:-2]
+
+
+def moving_atoms(positions: FloatArray) -> IntArray:
+    """Atoms that move at all during the run, int64 [n_moving]."""
+    return np.flatnonzero((np.ptp(positions, axis=0) > 0).any(axis=1))
+
+
+def unwrap(positions: FloatArray, cell: FloatArray, pbc: np.ndarray) -> tuple[FloatArray, IntArray]:
+    """Undo jumps by lattice vectors between frames (along periodic directions).
+
+    Args:
+        positions: [n_frames, n_atoms, 3] Å.
+        cell: [3, 3] or [n_frames, 3, 3] Å; every periodic direction has its vector.
+        pbc: [3].
+
+    Returns:
+        Positions continuous in time, and the frames at which some atom had jumped, int64.
+    """
+    periodic = np.asarray(pbc, dtype=bool)
+    nothing = np.empty(0, np.int64)
+    if not periodic.any():
+        return positions, nothing
+    # A non-periodic direction may have no vector: a unit normal in its place leaves the other components.
+    vectors = complete(cell, periodic)
+    fractional = positions @ np.linalg.inv(vectors)
+    jumps = np.where(periodic, np.rint(np.diff(fractional, axis=0)), 0.0)
+    frames = 1 + np.flatnonzero(jumps.any(axis=(1, 2)))
+    if frames.size == 0:
+        return positions, nothing
+    shifts = np.concatenate([np.zeros_like(jumps[:1]), np.cumsum(jumps, axis=0)])
+    return positions - shifts @ vectors, frames
+
+
+def complete(cell: FloatArray, periodic: np.ndarray) -> FloatArray:
+    """The cell with orthogonal unit vectors along non-periodic directions, [..., 3, 3] Å."""
+    completed = np.array(cell, dtype=np.float64)
+    missing = np.flatnonzero(~periodic)
+    if missing.size:
+        for vectors in completed.reshape(-1, 3, 3):
+            # The right singular vectors beyond the rank span what the periodic vectors leave free.
+            normals = np.linalg.svd(vectors[periodic], full_matrices=True)[2][3 - missing.size :]
+            vectors[missing] = normals
+    return completed
+
+
+def fit_dt(
+    positions: FloatArray,
+    forces: FloatArray,
+    masses: FloatArray,
+    *,
+    without_friction: bool = False,
+) -> DtFit:
+    """Infer the interval between frames from δ²r = dt² F/m.
+
+    Fitted with weights of the square root of the masses, for which a thermostat's noise is even over the
+    atoms. Plain least squares is biased where steps are missing between frames (δ²r is then no longer
+    dt² F/m), so δ²F/m enters the fit as well where it is significant.
+
+    Args:
+        positions: [n_frames, n_atoms, 3] Å, unwrapped, n_frames ≥ 3.
+        forces: [n_frames, n_atoms, 3] eV/Å.
+        masses: [n_atoms] u.
+        without_friction: leave out of both sides, at each frame, what a friction common to all atoms
+            (a thermostat) and a common acceleration (centre-of-mass removal) could do.
+    """
+    atoms = moving_atoms(positions)
+    root = np.sqrt(masses[atoms])[:, None]
+    r, force = positions[:, atoms], forces[:, atoms]
+    pulls = force / root
+    left, right, bend = root * second_difference(r), pulls[1:-1], second_difference(pulls)
+    if without_friction:
+        everything_moves = atoms.size == positions.shape[1]
+        common = common_directions(root) if everything_moves else []
+        directions = orthonormal(*common, root * (r[2:] - r[:-2]))
+        left, right, bend = (remove(x, directions) for x in (left, right, bend))
+    left, right, bend = (x.reshape(x.shape[0], -1) for x in (left, right, bend))
+
+    size = np.einsum("kj,kj->k", right, right)
+    if not (size > 0).any() or not left.any():
+        return DtFit(np.nan, 0.0, np.inf, np.inf, 0.0, np.inf)
+    # Start from the median over frames, so that a few jumps cannot pull the fit, then leave those out.
+    squared_dt = np.median(np.einsum("kj,kj->k", left, right)[size > 0] / size[size > 0])
+    misfit = np.linalg.norm(left - squared_dt * right, axis=1)
+    kept = misfit <= _OUTLIER * np.median(misfit)
+    left, right, bend = left[kept], right[kept], bend[kept]
+    squared_dt = (left * right).sum() / (right * right).sum()
+    curvature, bend_error, both = _two_term(left.ravel(), right.ravel(), bend.ravel())
+    fitted = squared_dt * right
+    residual = _residual(left, fitted)
+    if curvature - 3 * bend_error > _CURVATURE_STRIDED and both[0] > 0:
+        squared_dt, fitted = both[0], both[0] * right + both[1] * bend
+    dt = float(np.sqrt(squared_dt)) if squared_dt > 0 else np.nan
+    correlation = _correlation(left, fitted) * (1.0 if squared_dt > 0 else -1.0)
+    spread = np.sqrt(((left - fitted) ** 2).sum() / (left.size * (right * right).sum()))
+    return DtFit(dt, correlation, residual, float(0.5 * spread / abs(squared_dt)), curvature, bend_error)
+
+
+def _two_term(left: FloatArray, right: FloatArray, bend: FloatArray) -> tuple[float, float, FloatArray]:
+    """c₂/c₁, its standard error, and [c₁, c₂] of left = c₁ right + c₂ bend."""
+    design = np.stack([right, bend], axis=1)
+    normal = design.T @ design
+    scale = normal[0, 0] * normal[1, 1]
+    if left.size < 4 or not scale > 0 or np.linalg.det(normal) < 1e-12 * scale:
+        return 0.0, np.inf, np.array([0.0, 0.0])
+    both = np.asarray(np.linalg.solve(normal, design.T @ left), dtype=np.float64)
+    misfit = left - design @ both
+    error = np.sqrt(np.linalg.inv(normal)[1, 1] * (misfit @ misfit) / (left.size - 2))
+    return float(both[1] / both[0]), float(error / abs(both[0])), both
+
+
+def _residual(left: FloatArray, fitted: FloatArray) -> float:
+    """Median over atoms and frames of |left − fitted| / |fitted|, atoms along the last axis in threes."""
+    gap = np.linalg.norm((left - fitted).reshape(-1, 3), axis=1)
+    size = np.linalg.norm(fitted.reshape(-1, 3), axis=1)
+    return float(np.median(gap[size > 0] / size[size > 0]))
+
+
+def _correlation(x: FloatArray, y: FloatArray) -> float:
+    norm = np.sqrt((x * x).sum() * (y * y).sum())
+    return float((x * y).sum() / norm) if norm > 0 else 0.0
+
+
+def orthonormal(*directions: FloatArray) -> FloatArray:
+    """Orthonormal directions spanning those given, frame by frame.
+
+    Args:
+        directions: each [n, n_atoms, 3] (or without n for all frames alike), mass-weighted, any length.
+
+    Returns:
+        [n, n_directions, 3 n_atoms]; a row is zero where its direction adds nothing to those before.
+    """
+    n = max(d.shape[0] for d in directions if d.ndim == 3)
+    rows: list[FloatArray] = []
+    for direction in directions:
+        row = np.broadcast_to(direction.reshape(*direction.shape[:-2], -1), (n, direction.shape[-2] * 3))
+        size = np.linalg.norm(row, axis=1, keepdims=True)
+        for other in rows:
+            row = row - np.einsum("kj,kj->k", row, other)[:, None] * other
+        norm = np.linalg.norm(row, axis=1, keepdims=True)
+        # What is left of a parallel direction is rounding, and would be noise if it were normalised.
+        rows.append(np.divide(row, norm, out=np.zeros_like(row), where=norm > 1e-8 * size))
+    return np.stack(rows, axis=1)
+
+
+def common_directions(root_masses: FloatArray) -> list[FloatArray]:
+    """The three directions of a motion of all atoms together, each [n_atoms, 3], mass-weighted."""
+    return [root_masses * axis for axis in np.eye(3)] if root_masses.shape[0] > 1 else []
+
+
+def remove(x: FloatArray, directions: FloatArray) -> FloatArray:
+    """x [n, n_atoms, 3] without its components along orthonormal directions [n, n_directions, 3 n_atoms]."""
+    flat = x.reshape(x.shape[0], -1)
+    along = np.einsum("kdj,kj->kd", directions, flat)
+    return (flat - np.einsum("kd,kdj->kj", along, directions)).reshape(x.shape)

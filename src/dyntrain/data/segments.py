@@ -1,0 +1,216 @@
+"""Segments: windows of consecutive frames, and their collation to one batch of systems."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dyntrain.data.trajectory import IntArray, Trajectory
+from dyntrain.errors import UserError
+from dyntrain.integrators import Kicks, VelocityVerlet
+from dyntrain.state import State
+
+
+class Segment(NamedTuple):
+    """`length` consecutive frames from frame `start` of run number `run`."""
+
+    run: int
+    start: int
+    length: int
+
+
+class Segments(Sequence[Segment]):
+    """Many windows of one length as two arrays: millions of them stay small.
+
+    Args:
+        runs, starts: run number and first frame of each window, int64 [n].
+        length: frames of each window (the paper's S).
+    """
+
+    def __init__(self, runs: IntArray, starts: IntArray, length: int) -> None:
+        self.runs, self.starts, self.length = runs, starts, length
+
+    def __len__(self) -> int:
+        return int(self.starts.shape[0])
+
+    @overload
+    def __getitem__(self, index: int) -> Segment: ...
+    @overload
+    def __getitem__(self, index: slice) -> Segments: ...
+    def __getitem__(self, index: int | slice) -> Segment | Segments:
+        if isinstance(index, slice):
+            return Segments(self.runs[index], self.starts[index], self.length)
+        return Segment(int(self.runs[index]), int(self.starts[index]), self.length)
+
+    def take(self, indices: Sequence[int] | IntArray) -> Segments:
+        """The windows with the given numbers, in that order."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        return Segments(self.runs[chosen], self.starts[chosen], self.length)
+
+    def shortened(self, length: int) -> Segments:
+        """The first `length` frames of each window: the same starts at an earlier stage of the curriculum."""
+        if not 1 <= length <= self.length:
+            raise ValueError(f"windows of {self.length} frames cannot be cut to {length}")
+        return Segments(self.runs, self.starts, length)
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """The reference along the windows of a batch.
+
+    positions, velocities, forces: [length, n_atoms, 3] Å, Å/ASE time, eV/Å
+    energies:                      [length, n_systems] eV
+    """
+
+    positions: Tensor
+    velocities: Tensor
+    forces: Tensor
+    energies: Tensor
+
+    def to(self, device: torch.device | str) -> Targets:
+        return Targets(
+            self.positions.to(device),
+            self.velocities.to(device),
+            self.forces.to(device),
+            self.energies.to(device),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Windows of equal length from any runs, one system each.
+
+    state:    the first frames.
+    targets:  all frames.
+    kicks:    what the runs did beside velocity Verlet, ``length − 1`` steps.
+    dt:       time between frames of each system, [n_systems] ASE time.
+    segments: which windows these are.
+    """
+
+    state: State
+    targets: Targets
+    kicks: Kicks
+    dt: Tensor
+    segments: tuple[Segment, ...]
+
+    @property
+    def length(self) -> int:
+        return int(self.targets.energies.shape[0])
+
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(
+            self.state.to(device),
+            self.targets.to(device),
+            self.kicks.to(device),
+            self.dt.to(device),
+            self.segments,
+        )
+
+
+def windows(trajectory: Trajectory, length: int) -> IntArray:
+    """First frames of all windows of `length` frames that cross no break, int64 [n_windows] (maybe none).
+
+    A frame alone between two breaks fits neither neighbour, so it is not trusted and is in no window.
+    """
+    if length < 1:
+        raise UserError(f"A segment needs at least 1 frame, got a length of {length}.")
+    starts = [
+        np.arange(first, stop - length + 1, dtype=np.int64)
+        for first, stop in trajectory.stretches
+        if stop - first > 1
+    ]
+    return np.concatenate([*starts, np.empty(0, np.int64)])
+
+
+def find_segments(trajectories: Sequence[Trajectory], length: int, what: str = "data") -> Segments:
+    """All windows of `length` frames of all runs.
+
+    Args:
+        what: the part of the data these runs are ("training", "validation"), named in the error.
+
+    Raises:
+        UserError: no run holds such a window; the sentence gives the longest one possible.
+    """
+    starts = [windows(trajectory, length) for trajectory in trajectories]
+    found = Segments(
+        np.repeat(np.arange(len(starts), dtype=np.int64), [s.shape[0] for s in starts]),
+        np.concatenate(starts) if starts else np.empty(0, np.int64),
+        length,
+    )
+    if not trajectories:
+        raise UserError(f"There are no {what} runs.")
+    if not found:
+        longest = max(stop - first for run in trajectories for first, stop in run.stretches)
+        raise UserError(
+            f"No {what} run holds a segment of {length} frames: the longest stretch without a break has "
+            f"{longest} frames; use a segment length of at most {longest} or give longer runs."
+        )
+    return found
+
+
+def collate(segments: Sequence[Segment], trajectories: Sequence[Trajectory]) -> Batch:
+    """One batch of the given windows (equal lengths; any sizes, compositions, cells and time steps).
+
+    Raises:
+        UserError: a window that leaves its run, crosses a break, or comes from a run whose cell changes.
+    """
+    if not segments:
+        raise ValueError("collate needs at least one segment")
+    length = segments[0].length
+    runs = [trajectories[segment.run] for segment in segments]
+    for segment, run in zip(segments, runs, strict=True):
+        _check_window(segment, run, length)
+    counts = [run.n_atoms for run in runs]
+    ends = np.cumsum(counts)
+    shape = (length, int(ends[-1]), 3)
+    positions, velocities, forces = np.empty(shape), np.empty(shape), np.empty(shape)
+    energies = np.empty((length, len(runs)))
+    for number, (segment, run) in enumerate(zip(segments, runs, strict=True)):
+        frames = slice(segment.start, segment.start + length)
+        atoms = slice(int(ends[number]) - counts[number], int(ends[number]))
+        positions[:, atoms] = run.positions[frames]
+        velocities[:, atoms] = run.velocities[frames]
+        forces[:, atoms] = run.forces[frames]
+        energies[:, number] = run.energies[frames]
+
+    targets = Targets(*(torch.from_numpy(a) for a in (positions, velocities, forces, energies)))
+    state = State(
+        positions=targets.positions[0].clone(),
+        velocities=targets.velocities[0].clone(),
+        masses=torch.from_numpy(np.concatenate([run.masses for run in runs])),
+        atomic_numbers=torch.from_numpy(np.concatenate([run.atomic_numbers for run in runs])),
+        system_idx=torch.from_numpy(np.repeat(np.arange(len(runs), dtype=np.int64), counts)),
+        cell=torch.from_numpy(
+            np.stack([run.cell_at(s.start) for s, run in zip(segments, runs, strict=True)])
+        ),
+        pbc=torch.from_numpy(np.stack([run.pbc for run in runs])),
+    )
+    dt = torch.tensor([run.dt for run in runs], dtype=torch.float64)
+    kicks = VelocityVerlet(dt).record_kicks(targets.positions, targets.velocities, targets.forces, state)
+    return Batch(state, targets, kicks, dt, tuple(segments))
+
+
+def _check_window(segment: Segment, run: Trajectory, length: int) -> None:
+    start, stop = segment.start, segment.start + segment.length
+    if segment.length != length:
+        raise ValueError(f"segments of {length} and {segment.length} frames cannot share a batch")
+    if not 0 <= start < stop <= run.n_frames or run.crosses_break(start, stop):
+        raise UserError(
+            f"{run.file}: frames {start}:{stop} are no window of this run of {run.n_frames} frames with "
+            f"breaks at {list(run.breaks)}."
+        )
+    if not run.fixed_cell:
+        raise UserError(f"{run.file}: the cell changes along the run; such runs cannot be trained on yet.")
+
+
+def epoch_order(n: int, seed: int, epoch: int) -> IntArray:
+    """The order of n samples in one epoch: a permutation that depends on (seed, epoch) alone.
+
+    Nothing is carried over between epochs, so training resumes anywhere by skipping what was done.
+    """
+    return np.random.default_rng([seed, epoch]).permutation(n)

@@ -1,0 +1,139 @@
+"""Thermostat: what a run's departure from F = ma says of its ensemble."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from dyntrain.data.motion import moving_atoms, second_difference
+from dyntrain.data.trajectory import FloatArray, Trajectory
+
+Ensemble = Literal["nve", "nose-hoover", "berendsen", "csvr", "langevin", "rescaling", "unknown"]
+
+_EXACT = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Motion:
+    """How far forces explain the second differences of the positions, away from breaks.
+
+    residual, residual_after_friction: medians over atoms and frames of the unexplained part over dt²F/m,
+        as it is and with one friction coefficient a frame (a = F/m − ξ v) fitted.
+    rms_residual: rms of the unexplained part over rms of dt²F/m: sees what strikes few atoms or frames.
+    friction: ξ of each inner frame, 1/ASE time, [n_inner]; `temperature`: Σ m v² of the same frames.
+    noise: what neither forces nor friction explain, mass-weighted, over dt, [n_inner, n_moving, 3].
+    pulls: √m-weighted forces F/√m of the same frames, [n_inner, n_moving, 3].
+    """
+
+    residual: float
+    residual_after_friction: float
+    rms_residual: float
+    friction: FloatArray
+    temperature: FloatArray
+    noise: FloatArray
+    pulls: FloatArray
+
+
+def inner_frames(trajectory: Trajectory) -> np.ndarray:
+    """Frames whose two neighbours belong to the same stretch, int64."""
+    inner = np.ones(trajectory.n_frames, dtype=bool)
+    inner[[0, -1]] = False
+    for b in trajectory.breaks:
+        inner[[b - 1, b]] = False
+    return np.flatnonzero(inner)
+
+
+def measure(trajectory: Trajectory) -> Motion | None:
+    """Hold the motion against the forces; None where no frame has two neighbours or nothing moves."""
+    t, atoms, frames = trajectory, moving_atoms(trajectory.positions), inner_frames(trajectory)
+    if not atoms.size or not frames.size:
+        return None
+    root = np.sqrt(t.masses[atoms])[:, None]
+    r = t.positions[:, atoms]
+    moved = root * second_difference(r)[frames - 1]
+    velocities = root * (r[2:] - r[:-2])[frames - 1] / (2 * t.dt)
+    pulls = t.forces[frames][:, atoms] / root
+    gap = moved - t.dt**2 * pulls
+    squares = np.einsum("kia,kia->k", velocities, velocities)
+    along = np.einsum("kia,kia->k", gap, velocities)
+    friction = -np.divide(along, squares, out=np.zeros_like(along), where=squares > 0) / t.dt**2
+    rest = gap + t.dt**2 * friction[:, None, None] * velocities
+    return Motion(
+        residual=_median_ratio(gap, t.dt**2 * pulls),
+        residual_after_friction=_median_ratio(rest, t.dt**2 * pulls),
+        rms_residual=float(np.sqrt((gap**2).sum() / (t.dt**4 * (pulls**2).sum()))) if pulls.any() else np.inf,
+        friction=friction,
+        temperature=squares,
+        noise=rest / t.dt,
+        pulls=pulls,
+    )
+
+
+def guess_ensemble(motion: Motion, dt: float) -> Ensemble:
+    """Name what acted beside the forces, from how it moves in time; "unknown" unless that is clear.
+
+    One friction a frame explains Nosé–Hoover, Berendsen, CSVR and velocity rescaling alike; its course
+    tells them apart: a function of the momentary temperature (Berendsen), its derivative one
+    (Nosé–Hoover), uncorrelated in time (CSVR), non-zero at few frames (rescaling).
+    """
+    explained = motion.residual_after_friction
+    friction_helps = motion.residual > 1e-6 and explained < 0.05 * motion.residual
+    if motion.residual < _EXACT and not friction_helps:
+        # Collisions (Andersen) leave most atoms of most frames alone: medians do not see them.
+        return "nve" if motion.rms_residual < 10 * _EXACT else "unknown"
+    if not (explained < _EXACT or friction_helps):
+        return "langevin" if is_white_noise(motion, dt) else "unknown"
+    if motion.friction.size < 20:
+        return "unknown"
+    return _kind_of_friction(motion.friction, motion.temperature)
+
+
+def _kind_of_friction(friction: FloatArray, temperature: FloatArray) -> Ensemble:
+    if np.mean(np.abs(friction) > 0.05 * np.abs(friction).max()) < 0.2:
+        return "rescaling"
+    if _lagged(friction, -1 / temperature) > 0.95:
+        return "berendsen"
+    # A single Nosé–Hoover thermostat gives 1, a chain about 0.8, the other kinds below 0.4.
+    if _lagged(np.gradient(friction), temperature) > 0.7:
+        return "nose-hoover"
+    if abs(_pearson(friction[1:], friction[:-1])) < 0.5:
+        return "csvr"
+    return "unknown"
+
+
+def is_white_noise(motion: Motion, dt: float) -> bool:
+    """Whether the unexplained part is what a Langevin bath does.
+
+    Mass-weighted it must be equally large for all atoms, uncorrelated with itself two or more frames later
+    and with the forces, and no larger than a friction of 1/dt makes it (variance 2 ξ k_B T dt).
+    """
+    noise, n = motion.noise, motion.noise.shape[0]
+    if n < 20:
+        return False
+    per_atom = np.einsum("kia,kia->i", noise, noise) / (3 * n)
+    kinetic = motion.temperature.mean() / (3 * noise.shape[1])
+    even = per_atom.max() < 3 * per_atom.min()
+    later = max(abs(_correlation(noise[lag:], noise[:-lag])) for lag in (2, 3, 5))
+    bounded = per_atom.mean() < 2 * kinetic
+    return bool(even and later < 0.15 and bounded and abs(_correlation(noise, motion.pulls)) < 0.15)
+
+
+def _lagged(x: FloatArray, y: FloatArray) -> float:
+    """Largest correlation with y a frame earlier, at the same frame, or a frame later."""
+    return max(_pearson(x[1:], y[:-1]), _pearson(x, y), _pearson(x[:-1], y[1:]))
+
+
+def _pearson(x: FloatArray, y: FloatArray) -> float:
+    return _correlation(x - x.mean(), y - y.mean())
+
+
+def _correlation(x: FloatArray, y: FloatArray) -> float:
+    norm = float(np.sqrt((x * x).sum() * (y * y).sum()))
+    return float((x * y).sum()) / norm if norm > 0 else 0.0
+
+
+def _median_ratio(gap: FloatArray, size: FloatArray) -> float:
+    above, below = np.linalg.norm(gap, axis=-1), np.linalg.norm(size, axis=-1)
+    return float(np.median(above[below > 0] / below[below > 0])) if (below > 0).any() else float("inf")

@@ -1,0 +1,126 @@
+"""The loss along a roll-out: named terms, each a sum divided by counts of the whole (joined) batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dyntrain.data.segments import Targets
+from dyntrain.rollout import Frame
+from dyntrain.state import State
+
+Kind = Literal["l1", "l2", "huber"]
+Quantity = Literal["forces", "energy", "positions", "velocities"]
+
+_N_ELEMENTS = 119
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term of the loss.
+
+    quantity:    what is compared: forces (eV/Å), energy (eV per atom), positions (Å), velocities
+                 (Å/ASE time); the last two are zero at step 0 by construction
+    kind:        mean |Δ|, mean Δ² or mean Huber(Δ; delta) over components
+    per_element: mean over each element's atoms first, then the sum over elements (METHOD: so that two H
+                 weigh as much as 49 C)
+    only_single_frames: the term counts only while S = 1 (METHOD: energies)
+    """
+
+    quantity: Quantity
+    weight: float = 1.0
+    kind: Kind = "l1"
+    per_element: bool = False
+    delta: float = 0.1
+    only_single_frames: bool = False
+
+
+@dataclass(frozen=True)
+class StepWeights:
+    """Weight of step 0 and of each later one (METHOD: 50 and 1); with S = 1 the weight is 1."""
+
+    first: float = 1.0
+    later: float = 1.0
+
+    def at(self, step: int, segment_length: int) -> float:
+        if segment_length == 1:
+            return 1.0
+        return self.first if step == 0 else self.later
+
+
+def counts(state: State) -> Tensor:
+    """How many things a batch averages over: atoms of each element, then systems; float64 [120].
+
+    Counted before the roll-out and summed over processes, so that the loss and its gradient are those of
+    the joined batch however it is divided, and a segment that bursts leaves the others' weight alone.
+    """
+    elements = torch.bincount(state.atomic_numbers, minlength=_N_ELEMENTS)
+    systems = torch.tensor([state.n_systems], device=state.device)
+    return torch.cat([elements, systems]).double()
+
+
+def _deviation(delta: Tensor, term: Term) -> Tensor:
+    if term.kind == "l1":
+        return delta.abs()
+    if term.kind == "l2":
+        return delta * delta
+    return torch.nn.functional.huber_loss(delta, torch.zeros_like(delta), reduction="none", delta=term.delta)
+
+
+class Loss:
+    """Σ_steps w(step) Σ_terms weight · mean deviation (METHOD: loss = Σ_k w(k) L(F̂(k), F_AIMD(k))).
+
+    Args:
+        terms: what is compared.
+        step_weights: w(k).
+    """
+
+    def __init__(self, terms: Sequence[Term], step_weights: StepWeights | None = None) -> None:
+        self.terms = tuple(terms)
+        self.step_weights = step_weights or StepWeights()
+
+    def active_terms(self, segment_length: int) -> list[Term]:
+        return [t for t in self.terms if segment_length == 1 or not t.only_single_frames]
+
+    def at(
+        self, frame: Frame, targets: Targets, start: State, totals: Tensor, segment_length: int
+    ) -> dict[str, Tensor]:
+        """This step's part of the loss by term, weights included; their sum is to be differentiated.
+
+        Args:
+            frame: of a roll-out begun at ``start``.
+            targets: reference along the whole segments.
+            start: the batch's first frames (numbering of atoms and systems).
+            totals: ``counts`` of the joined batch.
+            segment_length: S.
+        """
+        weight = self.step_weights.at(frame.step, segment_length)
+        whole = frame.systems.numel() == start.n_systems
+        atoms = slice(None) if whole else start.atoms_of(frame.systems)
+        parts = {}
+        for term in self.active_terms(segment_length):
+            if term.quantity == "energy":
+                reference = targets.energies[frame.step][frame.systems]
+                delta = (frame.prediction.energy - reference) / frame.state.n_atoms_per_system()
+                value = _deviation(delta, term).sum() / totals[-1]
+            else:
+                found = {
+                    "forces": frame.prediction.forces,
+                    "positions": frame.state.positions,
+                    "velocities": frame.state.velocities,
+                }[term.quantity]
+                reference = getattr(targets, term.quantity)[frame.step][atoms]
+                value = self._mean_over_atoms(found - reference, frame.state, totals, term)
+            parts[term.quantity] = weight * term.weight * value
+        return parts
+
+    @staticmethod
+    def _mean_over_atoms(delta: Tensor, state: State, totals: Tensor, term: Term) -> Tensor:
+        per_atom = _deviation(delta, term).mean(-1)
+        if not term.per_element:
+            return per_atom.sum() / totals[:_N_ELEMENTS].sum()
+        return (per_atom / totals[state.atomic_numbers]).sum()

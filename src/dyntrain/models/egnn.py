@@ -1,0 +1,214 @@
+"""The default network: smooth, size-extensive, equivariant, and cheap because edges carry only a basis.
+
+Why this shape. What costs in a message-passing network is work per edge (the paper's: two 128×128
+products). Here the first layer does none that is learnt: each pair adds its radial basis times the
+spherical tensors of its direction to its atoms, one slot per neighbour element, and the learnt mixing into
+channels follows *after* the sum, where it is exact and costs one small product per atom (atomic cluster
+expansion; Drautz, Phys. Rev. B 99, 014104 (2019)). Products of those channels carry angles and
+dihedrals. One elementwise message-passing layer (as PaiNN; Schütt et al., ICML 2021) then lets atoms know
+their neighbours' surroundings. Scalars, vectors and second-rank tensors keep it equivariant.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dyntrain.models.species import SpeciesIndex
+from dyntrain.neighbors import NeighborList, pair_vectors
+from dyntrain.potential import EnergyModel
+from dyntrain.state import State
+
+
+def envelope(x: Tensor) -> Tensor:
+    """1 at x = 0, and at x = 1 zero with its first three derivatives: (1 − x²)⁴."""
+    return (1.0 - x * x) ** 4
+
+
+class RadialBasis(nn.Module):
+    """sin(n π d/c)/d · envelope(d/c), n = 1 … n_radial (Gasteiger et al., ICLR 2020), scaled to unit size.
+
+    Args:
+        cutoff: c, Å.
+    """
+
+    def __init__(self, n_radial: int, cutoff: float) -> None:
+        super().__init__()
+        self.cutoff = cutoff
+        self.register_buffer(
+            "wave_numbers", math.pi / cutoff * torch.arange(1, n_radial + 1), persistent=False
+        )
+
+    wave_numbers: Tensor
+
+    def forward(self, distances: Tensor) -> Tensor:
+        """[n_pairs] Å → [n_pairs, n_radial]."""
+        scale = 2.0 * envelope(distances / self.cutoff) / distances
+        return torch.sin(distances[:, None] * self.wave_numbers) * scale[:, None]
+
+
+def _degree_two() -> Tensor:
+    """[9, 5]: entries of u uᵀ (row by row) → five real spherical tensors with |Y₂|² = 1 for unit u.
+
+    Its transpose times 2/3 … turns components back into the symmetric traceless matrix, up to one factor,
+    so one table serves both ways.
+    """
+    half3 = 0.5 * math.sqrt(3.0)
+    xy = [0, half3, 0, half3, 0, 0, 0, 0, 0]
+    yz = [0, 0, 0, 0, 0, half3, 0, half3, 0]
+    zz = [-0.5, 0, 0, 0, -0.5, 0, 0, 0, 1.0]
+    xz = [0, 0, half3, 0, 0, 0, half3, 0, 0]
+    xxyy = [half3, 0, 0, 0, -half3, 0, 0, 0, 0]
+    return torch.tensor([xy, yz, zz, xz, xxyy], dtype=torch.float64).T.contiguous()
+
+
+def matrix_times_vector(matrix: Tensor, vector: Tensor) -> Tensor:
+    """[3, 3, n_atoms, c] times [3, n_atoms, c], channel by channel: [3, n_atoms, c]."""
+    return (matrix * vector).sum(1)
+
+
+class EGNN(EnergyModel):
+    """dyntrain's default network; see the module's first lines for its shape.
+
+    Energies are sums over atoms, smooth at the cutoff, invariant; per-element shifts and scales come from
+    the data (``set_statistics``).
+
+    Args:
+        elements: atomic numbers it will know.
+        cutoff: Å.
+        width: scalar features per atom.
+        n_channels: equivariant channels per atom.
+        n_radial: radial functions.
+    """
+
+    energy_shifts: Tensor
+    force_scale: Tensor
+    mean_neighbors: Tensor
+    degree_two: Tensor
+    reversal: Tensor
+
+    def __init__(
+        self,
+        elements: Sequence[int],
+        cutoff: float = 5.0,
+        width: int = 64,
+        n_channels: int = 32,
+        n_radial: int = 8,
+    ) -> None:
+        super().__init__()
+        self.cutoff = float(cutoff)
+        self.species = SpeciesIndex(elements)
+        n_species = len(self.species)
+        self.config: dict[str, Any] = {
+            "elements": list(self.species.elements),
+            "cutoff": self.cutoff,
+            "width": width,
+            "n_channels": n_channels,
+            "n_radial": n_radial,
+        }
+        self.n_channels = n_channels
+        self.radial = RadialBasis(n_radial, self.cutoff)
+        self.register_buffer("energy_shifts", torch.zeros(n_species, dtype=torch.float64))
+        self.register_buffer("force_scale", torch.tensor(1.0, dtype=torch.float64))
+        self.register_buffer("mean_neighbors", torch.tensor(10.0, dtype=torch.float64))
+        self.register_buffer("degree_two", _degree_two().to(torch.get_default_dtype()), persistent=False)
+        # Spherical tensors of the reversed direction: odd degrees change sign.
+        self.register_buffer(
+            "reversal", torch.tensor([1.0, -1, -1, -1, 1, 1, 1, 1, 1])[:, None], persistent=False
+        )
+        c = n_channels
+        # Layer 1: learnt mixing of (element, radial) slots into channels, one matrix a degree.
+        self.mixing = nn.Parameter(torch.randn(3, n_species * n_radial, 2 * c) / math.sqrt(n_radial))
+        self.centre = nn.Embedding(n_species, width)
+        self.update1 = nn.Sequential(nn.Linear(width + 7 * c, width), nn.SiLU(), nn.Linear(width, width))
+        # Layer 2: elementwise messages from the neighbours' features.
+        self.filters = nn.Linear(n_radial, 3 * c, bias=False)
+        self.send = nn.Linear(width, 2 * c)
+        self.send_vectors = nn.Linear(c, c, bias=False)
+        self.receive_vectors = nn.Linear(c, c, bias=False)
+        self.update2 = nn.Sequential(nn.Linear(width + 5 * c, width), nn.SiLU(), nn.Linear(width, width))
+        self.read_out = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1))
+
+    @property
+    def elements(self) -> tuple[int, ...]:
+        return self.species.elements
+
+    def set_statistics(self, energy_shifts: Tensor, force_scale: float, mean_neighbors: float) -> None:
+        """Energy of each element [n_elements] eV, rms force eV/Å, mean number of neighbours, of the data."""
+        self.energy_shifts.copy_(energy_shifts)
+        self.force_scale.fill_(force_scale)
+        self.mean_neighbors.fill_(max(mean_neighbors, 1.0))
+
+    def forward(self, state: State, neighbors: NeighborList) -> Tensor:
+        columns = self.species(state.atomic_numbers)
+        dtype, c = self.mixing.dtype, self.n_channels
+        i, j = neighbors.i, neighbors.j
+        vectors = pair_vectors(state, neighbors).to(dtype)
+        distances = vectors.norm(dim=-1)
+        unit = vectors / distances[:, None]
+        basis = self.radial(distances)
+        norm = torch.rsqrt(self.mean_neighbors).to(dtype)
+        density = self._densities(columns, i, j, basis, unit) * norm
+        mixed = torch.cat(
+            [density[:1] @ self.mixing[0], density[1:4] @ self.mixing[1], density[4:] @ self.mixing[2]]
+        )  # [9, n_atoms, 2 c]
+        v, w = mixed[1:4, :, :c], mixed[1:4, :, c:]
+        matrices = (self.degree_two @ mixed[4:].flatten(1)).view(3, 3, -1, 2 * c)
+        tw = matrix_times_vector(matrices[..., :c], w)
+        uv = matrix_times_vector(matrices[..., c:], v)
+        h = self.centre(columns)
+        left, right = torch.cat([v, v, w, tw], dim=-1), torch.cat([w, tw, tw, uv], dim=-1)
+        squares = (mixed[4:, :, :c] * mixed[4:, :, c:]).sum(0)
+        h = h + self.update1(torch.cat([h, mixed[0], (left * right).sum(0), squares], dim=-1))
+        scalars, z = self._messages(h, v + tw, i, j, basis, unit, norm)
+        z_mixed = self.receive_vectors(z)
+        tz = matrix_times_vector(matrices[..., :c], z)
+        left, right = torch.cat([z, v, tz], dim=-1), torch.cat([z_mixed, z, z_mixed], dim=-1)
+        h = h + self.update2(torch.cat([h, scalars, (left * right).sum(0)], dim=-1))
+        per_atom = self.read_out(h).squeeze(-1).double() * self.force_scale
+        per_atom = per_atom + self.energy_shifts[columns]
+        zeros = torch.zeros(state.n_systems, dtype=torch.float64, device=per_atom.device)
+        return zeros.index_add(0, state.system_idx, per_atom)
+
+    def _densities(self, columns: Tensor, i: Tensor, j: Tensor, basis: Tensor, unit: Tensor) -> Tensor:
+        """Σ over neighbours of radial basis × spherical tensor, a slot per element: [9, n_atoms, slots]."""
+        n_species, n_atoms, n_radial = len(self.species), columns.shape[0], basis.shape[1]
+        outer = (unit[:, :, None] * unit[:, None, :]).flatten(1)
+        y = torch.cat([torch.ones_like(unit[:, :1]), unit, outer @ self.degree_two], dim=-1)
+        forth = y[:, :, None] * basis[:, None, :]
+        back = forth * self.reversal
+        rows = torch.cat(
+            [
+                i * n_species + columns.index_select(0, j),
+                j * n_species + columns.index_select(0, i),
+            ]
+        )
+        zeros = forth.new_zeros(n_atoms * n_species, 9, n_radial)
+        density = zeros.index_add(0, rows, torch.cat([forth, back]))
+        density = density.view(n_atoms, n_species, 9, n_radial).permute(2, 0, 1, 3)
+        return density.reshape(9, n_atoms, n_species * n_radial)
+
+    def _messages(
+        self, h: Tensor, v: Tensor, i: Tensor, j: Tensor, basis: Tensor, unit: Tensor, norm: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What each atom gets from its neighbours: scalars [n_atoms, 2c], vectors [3, n_atoms, c]."""
+        c, n_atoms = self.n_channels, h.shape[0]
+        filters = self.filters(basis)
+        filters = torch.cat([filters, filters])
+        direction = torch.cat([unit, -unit])[:, :, None]
+        sent_vectors = self.send_vectors(v).permute(1, 0, 2).reshape(n_atoms, 3 * c)
+        sent = torch.cat([self.send(h), sent_vectors], dim=-1).index_select(0, torch.cat([j, i]))
+        scalars = sent[:, : 2 * c] * filters[:, : 2 * c]
+        carried = sent[:, 2 * c :].view(-1, 3, c) * filters[:, None, 2 * c :]
+        along = direction * scalars[:, None, c:]
+        # The sender's vectors along the bond, as the receiver sees them, are one more invariant.
+        messages = torch.cat(
+            [scalars[:, :c], (carried * direction).sum(1), (along + carried).flatten(1)], dim=-1
+        )
+        received = messages.new_zeros(n_atoms, 5 * c).index_add(0, torch.cat([i, j]), messages) * norm
+        return received[:, : 2 * c], received[:, 2 * c :].view(n_atoms, 3, c).permute(1, 0, 2)

@@ -1,0 +1,138 @@
+"""Model files: plain tensors and JSON, so that loading one never runs code."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dyntrain.atomic import atomic_path
+from dyntrain.errors import UserError
+from dyntrain.models.egnn import EGNN
+from dyntrain.models.paper_egnn import PaperEGNN
+from dyntrain.potential import Conservative, EnergyModel
+
+MODELS: dict[str, type[EGNN] | type[PaperEGNN]] = {"egnn": EGNN, "paper_egnn": PaperEGNN}
+"""Networks by the name they have in configurations and model files."""
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+"""Precisions of a network by name; positions, energies and sums are float64 always."""
+
+_FORMAT = "dyntrain model"
+_VERSION = 1
+
+
+def build_model(name: str, **settings: Any) -> EnergyModel:
+    """A fresh network (weights from torch's current random state).
+
+    Raises:
+        UserError: no such network, or a setting it does not have.
+    """
+    if name not in MODELS:
+        raise UserError(f"there is no network {name!r}; choose one of {', '.join(sorted(MODELS))}")
+    try:
+        return MODELS[name](**settings)
+    except TypeError as error:
+        raise UserError(f"network {name!r}: {error}") from error
+
+
+def set_precision(model: torch.nn.Module, precision: str) -> None:
+    """Cast the network's weights and derived tables; what was measured on the data stays float64.
+
+    Args:
+        precision: ``float32`` or ``float64``.
+    """
+    if precision not in DTYPES:
+        raise UserError(f"precision must be float32 or float64, got {precision!r}")
+    dtype = DTYPES[precision]
+    saved = set(model.state_dict())
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    for module_name, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            is_table = f"{module_name}.{name}".lstrip(".") not in saved
+            if is_table and buffer.is_floating_point():
+                setattr(module, name, buffer.to(dtype))
+
+
+def model_name(model: torch.nn.Module) -> str:
+    """The name in ``MODELS`` of one of our networks."""
+    for name, kind in MODELS.items():
+        if type(model) is kind:
+            return name
+    raise UserError(f"{type(model).__name__} is not one of dyntrain's own networks ({', '.join(MODELS)})")
+
+
+def model_record(potential: Conservative, provenance: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What a model file holds: strings and tensors only."""
+    model = potential.energy_model
+    header = {
+        "network": model_name(model),
+        "settings": model.config,
+        "precision": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "provenance": provenance or {},
+    }
+    tensors = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+    return {"format": _FORMAT, "version": _VERSION, "header": json.dumps(header), "tensors": tensors}
+
+
+def save_model(
+    potential: Conservative, path: Path | str, *, provenance: dict[str, Any] | None = None
+) -> None:
+    """Write one of our potentials; the file appears whole or not at all.
+
+    Args:
+        provenance: JSON-able facts to keep with it (data, settings, versions).
+    """
+    with atomic_path(path) as part:
+        torch.save(model_record(potential, provenance), part)
+
+
+def read_record(path: Path | str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Header and tensors of a model file.
+
+    Raises:
+        UserError: no such file, not a model of ours, damaged, or from a newer dyntrain.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no model file {path}")
+    try:
+        record = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{path} is not a dyntrain model file, or it is damaged ({type(error).__name__}); "
+            "dyntrain models are written by `dyntrain train` or save_model"
+        ) from error
+    if not isinstance(record, dict) or record.get("format") != _FORMAT:
+        raise UserError(f"{path} is not a dyntrain model file (it holds a {type(record).__name__})")
+    if record["version"] > _VERSION:
+        raise UserError(
+            f"{path} is a model file of version {record['version']}, this dyntrain reads up to {_VERSION}: "
+            "upgrade dyntrain"
+        )
+    return json.loads(record["header"]), record["tensors"]
+
+
+def load_model(
+    path: Path | str, *, device: str | torch.device = "cpu", precision: str | None = None
+) -> Conservative:
+    """A potential from a model file; never runs code from it.
+
+    Args:
+        precision: ``float32`` or ``float64``; default: as saved.
+
+    Raises:
+        UserError: no such file, not a model of ours, damaged, or from a newer dyntrain.
+    """
+    header, tensors = read_record(path)
+    model = build_model(header["network"], **header["settings"])
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise UserError(f"{path}: its tensors do not fit its settings ({str(error).splitlines()[0]})") from error
+    set_precision(model, precision or header["precision"])
+    return Conservative(model).to(device).eval()
