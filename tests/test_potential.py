@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -27,8 +29,8 @@ def pair(distance: float) -> State:
     [
         # ½·20·0.2² and 20·0.2
         (Harmonic(20.0, 1.0), 1.2, 0.4, 4.0),
-        # D (1 − e^(−a·0.1))² and 2 D a (1 − e^(−a·0.1)) e^(−a·0.1)
-        (Morse(4.7, 1.9, 0.74), 0.84, 0.140654604, 2.554988254),
+        # where e^(−a (d − d0)) = ½: D/4 and D a/2
+        (Morse(4.0, 2.0, 0.74), 0.74 + math.log(2.0) / 2.0, 1.0, 4.0),
         # at σ: 0 and −24 ε/σ, times the switch (1 − 1/4)⁴
         (LennardJones(1.0, 3.0, cutoff=6.0), 3.0, 0.0, -8.0 * 0.75**4),
         # at 2^(1/6) σ = cutoff/√2 the depth ε is switched to (1/2)⁴
@@ -40,9 +42,10 @@ def test_analytic_potentials_give_the_numbers_worked_out_by_hand(
     model: EnergyModel, distance: float, energy: float, force: float | None
 ) -> None:
     """``force`` is what pulls the second atom back to the first."""
-    prediction = predict(model, pair(distance))
+    with torch.no_grad():
+        prediction = predict(model, pair(distance))
     assert prediction.energy.tolist() == pytest.approx([energy], rel=1e-8, abs=1e-14)
-    np.testing.assert_allclose(prediction.forces[0].detach(), -prediction.forces[1].detach(), rtol=1e-14)
+    np.testing.assert_allclose(prediction.forces[0], -prediction.forces[1], rtol=1e-14)
     assert prediction.forces[:, :2].abs().max() == 0.0
     if force is not None:
         assert float(prediction.forces[0, 2]) == pytest.approx(force, rel=1e-8, abs=1e-14)
@@ -94,5 +97,5 @@ class _Detaching(EnergyModel):
 @pytest.mark.parametrize("trained", [True, False])
 def test_a_model_that_detaches_its_input_is_refused(trained: bool) -> None:
     model = _Detaching(torch.tensor([2.0], dtype=torch.float64)).requires_grad_(trained)
-    with pytest.raises(ValueError, match="energy of _Detaching does not depend on state.positions"):
+    with pytest.raises(ValueError, match=r"energy of _Detaching does not depend on state\.positions"):
         predict(model, hydrogen())

@@ -39,7 +39,7 @@ def test_a_wrong_shape_is_refused(name: str) -> None:
 
 def test_it_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        hydrogen().positions = torch.zeros(2, 3)  # type: ignore[misc]
+        hydrogen().positions = torch.zeros(2, 3)
 
 
 def test_replace_leaves_the_original_alone() -> None:

@@ -25,7 +25,9 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
             os.fsync(written.fileno())
         part.replace(path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; choose a folder you can write to") from error
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; choose a folder you can write to"
+        ) from error
     finally:
         part.unlink(missing_ok=True)
 

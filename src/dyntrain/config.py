@@ -41,7 +41,8 @@ class DataFiles(_Section):
 
     train: list[str] = Field(description="files, folders or patterns of training runs")
     validation: list[str] = Field(
-        default=[], description="runs for validation during training; none: some of the training runs are taken"
+        default=[],
+        description="runs for validation during training; none: some of the training runs are taken",
     )
     test: list[str] = Field(default=[], description="runs that training never sees")
 
@@ -67,7 +68,9 @@ class TermConfig(_Section):
 class AtomTermConfig(TermConfig):
     """One term of the loss that is a mean over atoms."""
 
-    per_element: bool = Field(default=False, description="mean within each element, then the sum over elements")
+    per_element: bool = Field(
+        default=False, description="mean within each element, then the sum over elements"
+    )
 
 
 class EnergyTermConfig(TermConfig):
@@ -119,7 +122,9 @@ class ScheduleConfig(_Section):
     floor: float = Field(default=1e-6, gt=0, description="learning rate at the end")
     warmup: float = Field(default=0.01, ge=0, lt=1, description="share of the budget with a rising rate")
     epochs: int = Field(default=20, ge=1, description="validations, evenly over the budget")
-    stop_after: int | None = Field(default=None, ge=1, description="end after so many epochs without a better score")
+    stop_after: int | None = Field(
+        default=None, ge=1, description="end after so many epochs without a better score"
+    )
 
 
 class ValidationConfig(_Section):
@@ -133,7 +138,9 @@ class ValidationConfig(_Section):
 class BudgetConfig(_Section):
     """What the training may cost; measured once, then kept, so that a rerun does the same."""
 
-    evaluations: float = Field(gt=0, description="training evaluations of one structure at S = 1, or their worth")
+    evaluations: float = Field(
+        gt=0, description="training evaluations of one structure at S = 1, or their worth"
+    )
     costs: dict[Literal["one_step", "rollout"], float] = Field(
         description="cost of one evaluation in a training step at S = 1 and in a roll-out of S > 1 (ratio)"
     )
@@ -161,12 +168,16 @@ class Config(_Section):
     seed: int = Field(default=0, ge=0)
     preset: Literal["paper"] | None = Field(default=None, description="paper: the published recipe")
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["float32", "float64"] = Field(default="float32", description="of the network's weights")
+    precision: Literal["float32", "float64"] = Field(
+        default="float32", description="of the network's weights"
+    )
     start_from: str | None = Field(default=None, description="model file to go on from (replaces `model`)")
     model: ModelConfig = ModelConfig()
     batch_size: int = Field(default=16, ge=1, description="segments an optimiser step, over all processes")
     training_points: int | None = Field(
-        default=None, ge=1, description="so many segments, drawn once; null: every window of the training runs"
+        default=None,
+        ge=1,
+        description="so many segments, drawn once; null: every window of the training runs",
     )
     loss: LossConfig = LossConfig()
     backprop: Literal["stop_gradient", "full", "adjoint"] | TruncatedConfig = Field(
@@ -177,10 +188,13 @@ class Config(_Section):
     ema: float = Field(default=0.99, ge=0, lt=1, description="decay of the averaged weights a step; 0: none")
     validation: ValidationConfig = ValidationConfig()
     max_time: Duration | None = Field(
-        default=None, description="wall time of one call; stops cleanly, the same command goes on (90s, 5m, 2h)"
+        default=None,
+        description="wall time of one call; stops cleanly, the same command goes on (90s, 5m, 2h)",
     )
     max_epochs: int | None = Field(default=None, ge=1)
-    budget: BudgetConfig | None = Field(default=None, description="written by the first run; give it to repeat one")
+    budget: BudgetConfig | None = Field(
+        default=None, description="written by the first run; give it to repeat one"
+    )
     logger: LoggerConfig | None = None
 
     @model_validator(mode="after")
@@ -245,12 +259,16 @@ def parse_config(values: Any, source: str = "configuration") -> Config:
         UserError: the first mistakes, one line each, with the key, what was expected and what came.
     """
     if not isinstance(values, dict):
-        raise UserError(f"{source}: expected keys and values (as `data: [run.extxyz]`), got {type(values).__name__}")
+        raise UserError(
+            f"{source}: expected keys and values (as `data: [run.extxyz]`), got {type(values).__name__}"
+        )
     if values.get("preset") == "paper":
         values = _merged(PAPER, values)
     curriculum = values.get("curriculum")
     if isinstance(curriculum, dict) and "kind" not in curriculum:
-        kind = "plateau" if {"max_length", "patience", "factor", "restart_lr"} & set(curriculum) else "schedule"
+        kind = (
+            "plateau" if {"max_length", "patience", "factor", "restart_lr"} & set(curriculum) else "schedule"
+        )
         values = {**values, "curriculum": {"kind": kind, **curriculum}}
     try:
         return Config.model_validate(values)

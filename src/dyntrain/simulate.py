@@ -23,7 +23,7 @@ from dyntrain.neighbors import Neighbors, VerletNeighbors, neighbor_list, pair_v
 from dyntrain.potential import Potential
 from dyntrain.rollout import BurstGuard, Frame, Full, rollout
 from dyntrain.state import State
-from dyntrain.units import FS
+from dyntrain.units import FS, KB
 
 
 def device_of(potential: Potential) -> torch.device:
@@ -188,6 +188,54 @@ def simulate(
     )
 
 
+# --- temperature ------------------------------------------------------------------------------------------
+
+
+def internal_temperature(state: State) -> float:
+    """Temperature (K) of what one system does beside moving and turning as a whole.
+
+    2 E_kin / (n k_B) of the motion without its rigid part, n = 3N − 6 (5 for linear molecules, 3N − 3 for
+    periodic systems, which cannot turn); for a single atom the plain kinetic temperature.
+    """
+    internal, n_free = _without_rigid_motion(state, state.velocities)
+    if not n_free:
+        return float(state.temperature()[0])
+    return float(2.0 * state.replace(velocities=internal).kinetic_energy()[0] / (n_free * KB))
+
+
+def draw_velocities(state: State, temperature: float, seed: int) -> State:
+    """One system with Maxwell–Boltzmann velocities, at rest as a whole, its ``internal_temperature`` exact.
+
+    Args:
+        temperature: K; 0 gives rest.
+    """
+    random = torch.from_numpy(np.random.default_rng(seed).standard_normal((state.n_atoms, 3)))
+    drawn = random.to(state.device) * torch.sqrt(KB * temperature / state.masses)[:, None]
+    internal, n_free = _without_rigid_motion(state, drawn)
+    if not n_free:  # a single atom: all it can do is move
+        return state.replace(velocities=drawn)
+    moving = state.replace(velocities=internal)
+    found = internal_temperature(moving)
+    return moving.replace(velocities=internal * (temperature / found) ** 0.5) if found else moving
+
+
+def _without_rigid_motion(state: State, velocities: Tensor) -> tuple[Tensor, int]:
+    """Velocities less translation (and rotation, unless periodic), and the degrees of freedom left."""
+    roots = torch.sqrt(state.masses)
+    centre = (state.masses[:, None] * state.positions).sum(0) / state.masses.sum()
+    axes = torch.eye(3, dtype=torch.float64, device=state.device)
+    modes = [axis.expand_as(state.positions) for axis in axes]
+    if not bool(state.pbc.any()):
+        arms = state.positions - centre
+        modes += [torch.linalg.cross(axis.expand_as(arms), arms) for axis in axes]
+    weighted = torch.stack([(roots[:, None] * mode).flatten() for mode in modes], dim=1)
+    basis, sizes, _ = torch.linalg.svd(weighted, full_matrices=False)
+    basis = basis[:, sizes > 1e-6 * sizes[0]]
+    motion = (roots[:, None] * velocities).flatten()
+    internal = (motion - basis @ (basis.T @ motion)).reshape(-1, 3) / roots[:, None]
+    return internal, max(0, 3 * state.n_atoms - basis.shape[1])
+
+
 # --- is this a start? ---------------------------------------------------------------------------------
 
 # Real bonds are longer than 0.9 of the sum of covalent radii (H2: 1.19); hot ones dip to about 0.7.
@@ -200,7 +248,7 @@ HOTTEST_SANE = 20_000.0
 
 @dataclass(frozen=True)
 class Start:
-    """What was found in a start structure: temperature in K; the closest pair in Å (None: no pair near)."""
+    """What was found in a start: internal temperature in K; closest pair in Å (None: none within 3 Å)."""
 
     temperature: float
     closest_distance: float | None
@@ -239,7 +287,7 @@ def check_start(state: State, name: str) -> Start:
                 f"{name}: {pair} are only {closest:.3f} Å apart; no molecular dynamics can start there: "
                 "relax or repair the structure, or check its cell and units (Å)"
             )
-    temperature = float(state.temperature()[0])
+    temperature = internal_temperature(state)
     if temperature > HOTTEST_SANE:
         raise UserError(
             f"{name}: its velocities make {temperature:.3g} K, so they are probably in other units than "

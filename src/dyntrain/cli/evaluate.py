@@ -45,10 +45,16 @@ def evaluate(
 
     if horizon <= 0:
         raise UserError(f"--horizon must be a time in fs above 0, got {horizon:g}")
+    # What would stop us after minutes of work is asked for before them.
+    for output in (report, json):
+        if output is not None and not output.parent.is_dir():
+            raise UserError(
+                f"{output} cannot be written: there is no folder {output.parent}; create it or choose another"
+            )
     if report is not None:
         from dyntrain.report import require_report_extra
 
-        require_report_extra()  # before minutes of work, not after
+        require_report_extra()
     models = [model, *(more or [])]
     potentials = [load_potential(path, device, precision) for path in models]
     runs = read_trajectories(files, dt)
@@ -78,21 +84,21 @@ def evaluate(
                 )
             )
     verdict = judge(results)
-    _print(results, verdict, runs, console)
+    print_results(results, verdict, console)
     if json is not None:
         _write_json(json, results, verdict, runs)
-        console.print(f"numbers: {json}", highlight=False)
+        console.print(f"numbers: {json}", highlight=False, soft_wrap=True)
     if report is not None:
         from dyntrain.report import write_report
 
         write_report(
             report,
-            "How long are the models right?",
+            "How long is the model right?" if len(models) == 1 else "How long are the models right?",
             verdict,
             results,
             provenance=_provenance(models, runs, seed),
         )
-        console.print(f"page: {report}", highlight=False)
+        console.print(f"page: {report}", highlight=False, soft_wrap=True)
 
 
 def _names(models: Sequence[Path]) -> list[str]:
@@ -104,31 +110,32 @@ def _names(models: Sequence[Path]) -> list[str]:
     return [f"{path} ({number})" for number, path in enumerate(models, 1)]
 
 
-def _print(
-    results: Sequence[ModelResult], verdict: Verdict, runs: Sequence[Trajectory], console: Any
-) -> None:
+def print_results(results: Sequence[ModelResult], verdict: Verdict, console: Any) -> None:
+    """Print the table of an evaluation and its verdict in words."""
     from rich.table import Table
 
     from dyntrain.evaluate import summary_rows
 
     rollout = results[0].rollout
-    table = Table(title=f"{rollout.n_starts} roll-outs against {len(runs)} held-out run(s), kicks applied")
+    table = Table(title=f"{rollout.n_starts} roll-outs beside the held-out runs, kicks applied")
     table.add_column("median over the starts")
     for result in results:
         table.add_column(result.name, justify="right")
     for label, cells in summary_rows(results):
         table.add_row(label, *cells)
     console.print(table)
-    if rollout.horizon_fs < rollout.horizon_asked_fs - 0.5 * runs[0].dt_fs:
+    if rollout.horizon_fs < rollout.horizon_asked_fs - 1e-6:
         console.print(
             f"the runs allow {rollout.horizon_fs:g} fs, not the {rollout.horizon_asked_fs:g} fs asked for",
             highlight=False,
         )
     if results[0].free is not None:
-        console.print(f"a free run has failed when {results[0].free.criterion}", highlight=False)
-    console.print(f"[bold]{verdict.headline}[/bold]", highlight=False)
+        console.print(
+            f"a free run has failed when {results[0].free.criterion}", highlight=False, soft_wrap=True
+        )
+    console.print(f"[bold]{verdict.headline}[/bold]", highlight=False, soft_wrap=True)
     for reason in verdict.reasons:
-        console.print(f"  {reason}", highlight=False)
+        console.print(f"  {reason}", highlight=False, soft_wrap=True)
 
 
 def _write_json(

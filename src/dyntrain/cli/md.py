@@ -40,7 +40,7 @@ def md(
 
     from dyntrain.cli.loading import load_potential
     from dyntrain.errors import UserError
-    from dyntrain.simulate import TrajectoryWriter, check_start, simulate
+    from dyntrain.simulate import TrajectoryWriter, check_start, device_of, draw_velocities, simulate
     from dyntrain.state import State
     from dyntrain.units import FS
 
@@ -48,15 +48,17 @@ def md(
         raise UserError(f"--dt must be a time step in fs between 0 and 100, got {dt:g}")
     console = Console()
     atoms = _read_start(start)
+    state = State.from_ase(atoms)
     if temperature is not None:
-        _draw_velocities(atoms, temperature, seed)
-    elif not atoms.get_velocities().any():
+        if not 0 <= temperature < 1e5:
+            raise UserError(f"--temperature must lie between 0 and 100000 K, got {temperature:g}")
+        state = draw_velocities(state, temperature, seed)
+    elif not bool(state.velocities.any()):
         raise UserError(
             f"{start} holds no velocities: draw them with --temperature (in K; 0 starts at rest), or give a "
             "file with velocities or momenta"
         )
     potential = load_potential(model, device, precision)
-    state = State.from_ase(atoms)
     found = check_start(state, str(start))
     nearest = (
         f"closest pair {found.closest_distance:.3f} Å ({found.closest_pair})"
@@ -64,9 +66,11 @@ def md(
         else "no two atoms within 3 Å"
     )
     console.print(
-        f"{start}: {atoms.get_chemical_formula()}, {found.temperature:.1f} K, {nearest}", highlight=False
+        f"{start}: {atoms.get_chemical_formula()}, {found.temperature:.1f} K, {nearest}",
+        highlight=False,
+        soft_wrap=True,
     )
-    run = simulate(potential, state.to(_device_of(potential)), dt * FS, steps, every=1)
+    run = simulate(potential, state.to(device_of(potential)), dt * FS, steps)
     stopped = False
     with TrajectoryWriter(output) as writer:
         try:
@@ -74,24 +78,15 @@ def md(
         except KeyboardInterrupt:
             stopped = True
             summary = f"stopped by the user after step {run.n_steps_done}"
-    console.print(f"{summary}; {writer.n_written} frames in {output}", highlight=False)
+    kept = f"{writer.n_written} frames in {output}" if writer.n_written else "nothing written"
+    console.print(f"{summary}; {kept}", highlight=False, soft_wrap=True)
     if run.bursts:
         burst = run.bursts[0]
-        last = max(burst.step, 0)
-        typer.echo(
-            f"dyntrain: the run failed after step {last} ({last * dt:g} fs): {burst.reason}. "
-            f"The {writer.n_written} frames before it are in {output}.",
-            err=True,
-        )
+        when = f"after step {burst.step} ({burst.step * dt:g} fs)" if burst.step >= 0 else "at its start"
+        typer.echo(f"dyntrain: the run failed {when}: {burst.reason}", err=True)
         raise typer.Exit(1)
     if stopped:
         raise typer.Exit(130)
-
-
-def _device_of(potential: Any) -> Any:
-    from dyntrain.simulate import device_of
-
-    return device_of(potential)
 
 
 def _read_start(start: Path) -> Atoms:
@@ -119,24 +114,6 @@ def _read_start(start: Path) -> Atoms:
     return atoms
 
 
-def _draw_velocities(atoms: Atoms, temperature: float, seed: int) -> None:
-    """Maxwell–Boltzmann velocities of exactly this temperature, at rest as a whole."""
-    import numpy as np
-    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary, ZeroRotation
-
-    from dyntrain.errors import UserError
-
-    if not 0 <= temperature < 1e5:
-        raise UserError(f"--temperature must lie between 0 and 100000 K, got {temperature:g}")
-    MaxwellBoltzmannDistribution(atoms, temperature_K=temperature, rng=np.random.default_rng(seed))
-    Stationary(atoms)
-    if not atoms.pbc.any():
-        ZeroRotation(atoms)
-    drawn = atoms.get_temperature()
-    if drawn > 0:
-        atoms.set_velocities(atoms.get_velocities() * np.sqrt(temperature / drawn))
-
-
 def _run(run: Any, writer: Any, steps: int, dt: float, every: int, console: Any) -> str:
     """Iterate the run under a progress bar and write its frames; one sentence on how it went."""
     import time
@@ -145,7 +122,7 @@ def _run(run: Any, writer: Any, steps: int, dt: float, every: int, console: Any)
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from dyntrain.observables import energy_drift
-    from dyntrain.simulate import frame_to_ase
+    from dyntrain.simulate import frame_to_ase, internal_temperature
     from dyntrain.units import FS
 
     columns = (
@@ -170,7 +147,7 @@ def _run(run: Any, writer: Any, steps: int, dt: float, every: int, console: Any)
             now = time.perf_counter()
             if due or now - shown > 0.2:
                 energy = float(frame.prediction.energy[0] + frame.state.kinetic_energy()[0])
-                temperature = float(frame.state.temperature()[0])
+                temperature = internal_temperature(frame.state)
                 if due:
                     times.append(frame.step * dt)
                     energies.append(energy)

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 def train(
     config: Annotated[Path, typer.Argument(help="YAML configuration (`data:` alone is enough).")],
-    devices: Annotated[int, typer.Option(help="Processes on each machine (GPUs, or CPU processes).", min=1)] = 1,
+    devices: Annotated[
+        int, typer.Option(help="Processes on each machine (GPUs, or CPU processes).", min=1)
+    ] = 1,
     num_nodes: Annotated[int, typer.Option(help="Machines; start the same command on each.", min=1)] = 1,
 ) -> None:
     """Train a potential; the same command after an interruption goes on where it was.
@@ -36,7 +38,9 @@ def train(
     if result.finished is None:
         print(f"max_time ({settings.max_time}) is over; the same command goes on.")
     else:
-        print(f"finished: {result.finished} (step {result.progress.step}, {result.progress.cpu_s:.0f} CPU-s).")
+        print(
+            f"finished: {result.finished} (step {result.progress.step}, {result.progress.cpu_s:.0f} CPU-s)."
+        )
     print(result.model)
 
 

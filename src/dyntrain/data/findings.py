@@ -32,6 +32,8 @@ def _about_motion(
     found = []
     if len(report.fixed_atoms) == run.n_atoms:
         return [Finding("nothing_moves", "error", "no atom moves in the whole run; these are no dynamics.")]
+    if not run.forces.any():
+        return [Finding("no_forces", "error", "all forces are zero: check where they are stored.")]
     if motion is None or fit is None:
         found.append(
             Finding("too_short", "warning", "too few consecutive frames to hold the motion against forces.")
@@ -107,8 +109,8 @@ def _about_breaks(run: Trajectory) -> list[Finding]:
             Finding(
                 "lone_frames",
                 "warning",
-                f"{len(lone)} frame(s) fit neither the frame before nor the one after, first {lone[0]}: their "
-                "forces or positions are likely wrong, so no window holds them.",
+                f"{len(lone)} frame(s) fit neither the frame before nor the one after, first {lone[0]}: "
+                "their forces or positions are likely wrong, so no window holds them.",
                 lone,
             )
         )

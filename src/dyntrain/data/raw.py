@@ -131,7 +131,7 @@ def _settle_dt(
     if not (np.isfinite(stated) and stated > 0):
         raise UserError(f"{run.file}: dt must be a positive number of fs, got {stated:g}.")
     if fit is not None:
-        _check_stated_dt(run, stated, fit, "you state" if dt_fs is not None else "its time stamps say")
+        _check_stated_dt(run, stated, fit, by_user=dt_fs is not None)
     if dt_fs is not None and run.dt_fs is not None and abs(dt_fs / run.dt_fs - 1) > 1e-3:
         notes.append(f"dt = {dt_fs:g} fs as you state it; the file's time stamps say {run.dt_fs:g} fs.")
     return stated * FS, "given" if dt_fs is not None else "file"
@@ -176,7 +176,7 @@ def _rounded(dt_fs: float) -> float:
     return short if abs(short / dt_fs - 1) < 1e-4 else dt_fs
 
 
-def _check_stated_dt(run: RawRun, stated: float, fit: DtFit, who: str) -> None:
+def _check_stated_dt(run: RawRun, stated: float, fit: DtFit, by_user: bool) -> None:
     if fit.correlation < -CLEAR_CORRELATION:
         raise UserError(
             f"{run.file}: the forces point against the motion (correlation {fit.correlation:.3f}): the file "
@@ -192,10 +192,12 @@ def _check_stated_dt(run: RawRun, stated: float, fit: DtFit, who: str) -> None:
         causes[float(round(ratio))] = saved
     nearest = min(causes, key=lambda factor: abs(ratio / factor - 1))
     likely = causes[nearest] if abs(ratio / nearest - 1) < 0.02 else None
+    who = "you state" if by_user else "its time stamps say"
+    remedy = "" if by_user else "; `dt` (fs between frames) overrides the time stamps"
     raise UserError(
         f"{run.file}: {who} {stated:g} fs between frames, but positions and forces say "
         f"{fit.dt / FS:.4g} fs (factor {ratio:.4g}, correlation {fit.correlation:.3f}); "
-        f"{likely or 'check dt, the unit of the forces and the masses'}."
+        f"{likely or 'check dt, the unit of the forces and the masses'}{remedy}."
     )
 
 

@@ -133,7 +133,8 @@ class Trajectory:
                 f"{self.file}: every mass must be positive, but atom {worst} has {self.masses[worst]:g} u."
             )
         if not ((self.atomic_numbers > 0) & (self.atomic_numbers < len(chemical_symbols))).all():
-            raise UserError(f"{self.file}: unknown atomic numbers in {sorted(set(self.atomic_numbers))}.")
+            found = sorted(set(self.atomic_numbers.tolist()))
+            raise UserError(f"{self.file}: unknown atomic numbers in {found}.")
         if self.breaks and not 0 < self.breaks[0] <= self.breaks[-1] < self.n_frames:
             raise UserError(
                 f"{self.file}: breaks must lie between 1 and {self.n_frames - 1}, got {list(self.breaks)}."
@@ -247,7 +248,7 @@ def check_finite(array: FloatArray, name: str, file: str, first_frame: int = 0) 
         return
     where = np.argwhere(~finite)[0]
     name = {"energies": "energy"}.get(name, name)
-    atom = f" of atom {where[1]}" if where.size > 1 else ""
+    atom = f" of atom {where[1]}" if where.size > 1 and name != "cell" else ""
     raise UserError(
         f"{file}, frame {first_frame + where[0]}: {name}{atom} is {array[tuple(where)]}, expected a finite "
         "number; remove the frame or repair the file."

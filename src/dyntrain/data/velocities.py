@@ -108,6 +108,11 @@ def refuse_wrong_unit(
     moved, mean = _moved_and_mean(positions, velocities, forces, masses, dt)
     mass = masses[:, None]
     plain = _match(moved, mean, "")
+    if plain.correlation < -CLEAR_CORRELATION:
+        raise UserError(
+            f"{file}: the velocities point against the motion of the positions; the frames are in reverse "
+            "order, or the velocities have the wrong sign."
+        )
     confused = (
         _match(moved, mean / mass, "they look like momenta: divide them by the masses"),
         _match(moved, mean * mass, "the momenta seem to hold velocities: multiply them by the masses"),

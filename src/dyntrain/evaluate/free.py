@@ -105,7 +105,6 @@ class FreeRuns:
 
     times_fs:       of the recorded values, [n_times]
     total_energy:   change since the start, eV per atom, [n_times, n_runs]; NaN after failure
-    temperature:    K, [n_times, n_runs]; NaN after failure
     failure_fs:     time of failure, or the run length where the run stayed whole, [n_runs]
     failed:         [n_runs]
     reasons:        what failed, one sentence for each failed run: run number → reason
@@ -115,7 +114,6 @@ class FreeRuns:
 
     times_fs: FloatArray
     total_energy: FloatArray
-    temperature: FloatArray
     failure_fs: FloatArray
     failed: BoolArray
     reasons: dict[int, str]
@@ -179,20 +177,15 @@ def free_runs(
     n_steps = max(1, round(run_length_fs / dt_fs))
     every = max(1, n_steps // _N_RECORDED)
     watch = _Watch(criterion, starts)
-    times, energies, temperatures = [], [], []
+    times, energies = [], []
     begun = time.perf_counter()
     run = simulate(potential, starts, dt, n_steps, guard=guard)
     for frame in run:
         watch.note(run.bursts, dt_fs)
         total = watch.look_at(frame, frame.step * dt_fs)
         if frame.step % every == 0 or frame.step == n_steps:
-            alive = as_numpy(frame.systems)
-            temperature = np.full(n_runs, np.nan)
-            temperature[alive] = as_numpy(frame.state.temperature())
-            whole = np.isnan(watch.failure_fs)
             times.append(frame.step * dt_fs)
-            energies.append(np.where(whole, total, np.nan))
-            temperatures.append(np.where(whole, temperature, np.nan))
+            energies.append(np.where(np.isnan(watch.failure_fs), total, np.nan))
         if progress is not None:
             progress(frame.step, n_steps)
         if not np.isnan(watch.failure_fs).any():
@@ -206,7 +199,6 @@ def free_runs(
     return FreeRuns(
         times_fs=times_fs,
         total_energy=(recorded - watch.start_energy) / n_atoms,
-        temperature=np.array(temperatures).reshape(-1, n_runs),
         failure_fs=np.where(failed, watch.failure_fs, n_steps * dt_fs),
         failed=failed,
         reasons=dict(sorted(watch.reasons.items())),

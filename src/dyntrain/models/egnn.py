@@ -41,7 +41,9 @@ class RadialBasis(nn.Module):
         super().__init__()
         self.cutoff = cutoff
         self.register_buffer(
-            "wave_numbers", math.pi / cutoff * torch.arange(1, n_radial + 1), persistent=False
+            "wave_numbers",
+            math.pi / cutoff * torch.arange(1, n_radial + 1, dtype=torch.float64),
+            persistent=False,
         )
 
     wave_numbers: Tensor
@@ -49,14 +51,13 @@ class RadialBasis(nn.Module):
     def forward(self, distances: Tensor) -> Tensor:
         """[n_pairs] Å → [n_pairs, n_radial]."""
         scale = 2.0 * envelope(distances / self.cutoff) / distances
-        return torch.sin(distances[:, None] * self.wave_numbers) * scale[:, None]
+        return torch.sin(distances[:, None] * self.wave_numbers.to(distances.dtype)) * scale[:, None]
 
 
 def _degree_two() -> Tensor:
     """[9, 5]: entries of u uᵀ (row by row) → five real spherical tensors with |Y₂|² = 1 for unit u.
 
-    Its transpose times 2/3 … turns components back into the symmetric traceless matrix, up to one factor,
-    so one table serves both ways.
+    The same table turns components back into the symmetric traceless matrix, up to one common factor.
     """
     half3 = 0.5 * math.sqrt(3.0)
     xy = [0, half3, 0, half3, 0, 0, 0, 0, 0]
@@ -116,7 +117,7 @@ class EGNN(EnergyModel):
         self.register_buffer("energy_shifts", torch.zeros(n_species, dtype=torch.float64))
         self.register_buffer("force_scale", torch.tensor(1.0, dtype=torch.float64))
         self.register_buffer("mean_neighbors", torch.tensor(10.0, dtype=torch.float64))
-        self.register_buffer("degree_two", _degree_two().to(torch.get_default_dtype()), persistent=False)
+        self.register_buffer("degree_two", _degree_two(), persistent=False)
         # Spherical tensors of the reversed direction: odd degrees change sign.
         self.register_buffer(
             "reversal", torch.tensor([1.0, -1, -1, -1, 1, 1, 1, 1, 1])[:, None], persistent=False
@@ -153,12 +154,13 @@ class EGNN(EnergyModel):
         unit = vectors / distances[:, None]
         basis = self.radial(distances)
         norm = torch.rsqrt(self.mean_neighbors).to(dtype)
-        density = self._densities(columns, i, j, basis, unit) * norm
+        to_tensors = self.degree_two.to(dtype)
+        density = self._densities(columns, i, j, basis, unit, to_tensors) * norm
         mixed = torch.cat(
             [density[:1] @ self.mixing[0], density[1:4] @ self.mixing[1], density[4:] @ self.mixing[2]]
         )  # [9, n_atoms, 2 c]
         v, w = mixed[1:4, :, :c], mixed[1:4, :, c:]
-        matrices = (self.degree_two @ mixed[4:].flatten(1)).view(3, 3, -1, 2 * c)
+        matrices = (to_tensors @ mixed[4:].flatten(1)).view(3, 3, -1, 2 * c)
         tw = matrix_times_vector(matrices[..., :c], w)
         uv = matrix_times_vector(matrices[..., c:], v)
         h = self.centre(columns)
@@ -175,13 +177,15 @@ class EGNN(EnergyModel):
         zeros = torch.zeros(state.n_systems, dtype=torch.float64, device=per_atom.device)
         return zeros.index_add(0, state.system_idx, per_atom)
 
-    def _densities(self, columns: Tensor, i: Tensor, j: Tensor, basis: Tensor, unit: Tensor) -> Tensor:
+    def _densities(
+        self, columns: Tensor, i: Tensor, j: Tensor, basis: Tensor, unit: Tensor, to_tensors: Tensor
+    ) -> Tensor:
         """Σ over neighbours of radial basis × spherical tensor, a slot per element: [9, n_atoms, slots]."""
         n_species, n_atoms, n_radial = len(self.species), columns.shape[0], basis.shape[1]
         outer = (unit[:, :, None] * unit[:, None, :]).flatten(1)
-        y = torch.cat([torch.ones_like(unit[:, :1]), unit, outer @ self.degree_two], dim=-1)
+        y = torch.cat([torch.ones_like(unit[:, :1]), unit, outer @ to_tensors], dim=-1)
         forth = y[:, :, None] * basis[:, None, :]
-        back = forth * self.reversal
+        back = forth * self.reversal.to(forth.dtype)
         rows = torch.cat(
             [
                 i * n_species + columns.index_select(0, j),

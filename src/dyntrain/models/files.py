@@ -40,22 +40,15 @@ def build_model(name: str, **settings: Any) -> EnergyModel:
 
 
 def set_precision(model: torch.nn.Module, precision: str) -> None:
-    """Cast the network's weights and derived tables; what was measured on the data stays float64.
+    """Cast the network's weights; tables and what was measured on the data stay as they are (float64).
 
     Args:
         precision: ``float32`` or ``float64``.
     """
     if precision not in DTYPES:
         raise UserError(f"precision must be float32 or float64, got {precision!r}")
-    dtype = DTYPES[precision]
-    saved = set(model.state_dict())
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
-    for module_name, module in model.named_modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            is_table = f"{module_name}.{name}".lstrip(".") not in saved
-            if is_table and buffer.is_floating_point():
-                setattr(module, name, buffer.to(dtype))
+        parameter.data = parameter.data.to(DTYPES[precision])
 
 
 def model_name(model: torch.nn.Module) -> str:
@@ -102,7 +95,15 @@ def read_record(path: Path | str) -> tuple[dict[str, Any], dict[str, torch.Tenso
         raise UserError(f"there is no model file {path}")
     try:
         record = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        KeyError,
+        AttributeError,
+    ) as error:
         raise UserError(
             f"{path} is not a dyntrain model file, or it is damaged ({type(error).__name__}); "
             "dyntrain models are written by `dyntrain train` or save_model"
@@ -130,9 +131,13 @@ def load_model(
     """
     header, tensors = read_record(path)
     model = build_model(header["network"], **header["settings"])
+    set_precision(model, header["precision"])
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise UserError(f"{path}: its tensors do not fit its settings ({str(error).splitlines()[0]})") from error
-    set_precision(model, precision or header["precision"])
+        raise UserError(
+            f"{path}: its tensors do not fit its settings ({str(error).splitlines()[0]})"
+        ) from error
+    if precision is not None:
+        set_precision(model, precision)
     return Conservative(model).to(device).eval()

@@ -52,7 +52,9 @@ def chebyshev_coefficients(frequencies: Tensor, range_end: float, tolerance: flo
     n_nodes = 256 + 4 * math.ceil(float(frequencies.abs().max()) * range_end)
     theta = (torch.arange(n_nodes, dtype=torch.float64) + 0.5) * math.pi / n_nodes
     at_nodes = fourier_features(0.5 * range_end * (theta.cos() + 1.0), frequencies)
-    spectrum = 2.0 / n_nodes * torch.cos(torch.arange(n_nodes, dtype=torch.float64)[:, None] * theta) @ at_nodes
+    spectrum = (
+        2.0 / n_nodes * torch.cos(torch.arange(n_nodes, dtype=torch.float64)[:, None] * theta) @ at_nodes
+    )
     spectrum[0] *= 0.5
     tail = spectrum.abs().flip(0).cumsum(0).flip(0).amax(1)
     return spectrum[: int((tail > tolerance).sum())].contiguous()
@@ -82,11 +84,10 @@ class _Layer(nn.Module):
         frequencies = self.frequencies
         made_from = self._made_from
         if made_from is None or made_from[0] is not frequencies or made_from[1] != frequencies._version:
-            made = chebyshev_coefficients(frequencies, range_end)
-            self._coefficients = made.to(frequencies.device, self.w1.weight.dtype)
+            self._coefficients = chebyshev_coefficients(frequencies, range_end).to(frequencies.device)
             self._made_from = (frequencies, frequencies._version)
         assert self._coefficients is not None
-        return self._coefficients
+        return self._coefficients.to(self.w1.weight.dtype)
 
     def forward(self, h: Tensor, i: Tensor, j: Tensor, basis: Tensor, coefficients: Tensor) -> Tensor:
         width = h.shape[1]

@@ -24,9 +24,7 @@ class SpeciesIndex(nn.Module):
         super().__init__()
         self.elements = tuple(sorted({int(z) for z in elements}))
         if not self.elements or self.elements[0] < 1 or self.elements[-1] >= len(chemical_symbols):
-            raise UserError(
-                f"a model needs elements given as atomic numbers 1 … 118, got {list(elements)}"
-            )
+            raise UserError(f"a model needs elements given as atomic numbers 1 … 118, got {list(elements)}")
         column = torch.full((len(chemical_symbols),), -1, dtype=torch.int64)
         column[list(self.elements)] = torch.arange(len(self.elements))
         self.register_buffer("_column", column, persistent=False)

@@ -69,10 +69,10 @@ def generate_aimd(
     """
     if n_runs < 1 or workers < 1:
         raise UserError(f"the numbers of runs and workers must be at least 1, got {n_runs} and {workers}")
+    new_calculator(settings.method, settings.accuracy)  # so that a missing package is told once, and here
     record = Record.of(settings, output)
     files = [record.trajectory(run) for run in range(n_runs)]
     unfinished = [run for run, file in enumerate(files) if not file.exists()]
-    new_calculator(settings.method, settings.accuracy)  # so that a missing package is told once, and here
     try:
         output.mkdir(parents=True, exist_ok=True)
         _begin(record, files)

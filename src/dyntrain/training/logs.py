@@ -105,7 +105,11 @@ class WandbLog:
         if not id_file.exists():
             id_file.write_text(wandb.util.generate_id(), encoding="utf-8")
         self._run = wandb.init(
-            project=project, id=id_file.read_text(encoding="utf-8"), resume="allow", dir=str(folder), config=config
+            project=project,
+            id=id_file.read_text(encoding="utf-8"),
+            resume="allow",
+            dir=str(folder),
+            config=config,
         )
 
     def log(self, row: dict[str, Any]) -> None:

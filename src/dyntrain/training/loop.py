@@ -130,7 +130,9 @@ def _lock(output: Path, fabric: Fabric) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UserError(f"another training is running in {output}; wait for it or choose another output") from error
+            raise UserError(
+                f"another training is running in {output}; wait for it or choose another output"
+            ) from error
         yield
 
 
@@ -320,9 +322,7 @@ class _Run:
     def _interrupted(self) -> bool:
         """A signal, or max_time: the run stops cleanly and the same command goes on (same on all processes)."""
         limit = self.config.max_seconds
-        stop = self._signal is not None or (
-            limit is not None and time.perf_counter() - self._started > limit
-        )
+        stop = self._signal is not None or (limit is not None and time.perf_counter() - self._started > limit)
         if self.fabric.world_size > 1:
             stop = bool(self.fabric.all_reduce(torch.tensor(float(stop)), reduce_op="sum") > 0)
         return stop and self.progress.finished is None
@@ -357,7 +357,9 @@ class _Run:
         mine = self._segments_of(plan.segment_length).take(indices[fabric.global_rank :: fabric.world_size])
         self.optimizer.zero_grad(set_to_none=True)
         batch = collate(mine, self.split.train).to(fabric.device) if len(mine) else None
-        zero = torch.zeros(counts(self.split.train[0].state(0)).shape, dtype=torch.float64, device=fabric.device)
+        zero = torch.zeros(
+            counts(self.split.train[0].state(0)).shape, dtype=torch.float64, device=fabric.device
+        )
         totals = zero if batch is None else counts(batch.state)
         if fabric.world_size > 1:
             totals = fabric.all_reduce(totals, reduce_op="sum")
@@ -374,7 +376,9 @@ class _Run:
         if self.fabric.world_size == 1:
             return result
         names = [term.quantity for term in self.loss.terms]
-        local = torch.tensor([result.parts.get(n, 0.0) for n in names] + [float(result.n_burst)], dtype=torch.float64)
+        local = torch.tensor(
+            [result.parts.get(n, 0.0) for n in names] + [float(result.n_burst)], dtype=torch.float64
+        )
         total = self.fabric.all_reduce(local, reduce_op="sum").tolist()
         return StepResult(dict(zip(names, total[:-1], strict=True)), int(total[-1]))
 

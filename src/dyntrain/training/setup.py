@@ -151,7 +151,9 @@ def training_segments(config: Config, runs: Sequence[Trajectory], length: int) -
     longest = find_segments(runs, config.max_length, "training")
     if config.training_points >= len(longest):
         return longest.shortened(length)
-    drawn = np.random.default_rng([config.seed, 1]).choice(len(longest), config.training_points, replace=False)
+    drawn = np.random.default_rng([config.seed, 1]).choice(
+        len(longest), config.training_points, replace=False
+    )
     return longest.take(np.sort(drawn)).shortened(length)
 
 
@@ -162,5 +164,3 @@ def validation_segments(config: Config, runs: Sequence[Trajectory]) -> Segments:
     found = find_segments(runs, length, "validation")
     n_starts = min(config.validation.n_starts, len(found))
     return found.take(np.linspace(0, len(found) - 1, num=n_starts, dtype=int))
-
-

@@ -1,0 +1,163 @@
+"""Runs made on the spot: exact velocity Verlet on Morse bonds, and ASE's thermostats on copper."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from typing import Any
+
+import numpy as np
+from ase import Atoms, units
+from ase.build import bulk
+from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from dyntrain.data.raw import RawRun
+from dyntrain.data.trajectory import Trajectory
+from dyntrain.units import FS
+
+MASSES = {1: 1.008, 6: 12.011, 8: 15.999}
+
+
+def morse(positions: np.ndarray) -> tuple[float, np.ndarray]:
+    """Energy (eV) and forces (eV/Å) of atoms that all bind each other (1 eV, 1.3 Å)."""
+    depth, stiffness, length = 1.0, 1.5, 1.3
+    first, second = np.triu_indices(len(positions), k=1)
+    vectors = positions[second] - positions[first]
+    distances = np.linalg.norm(vectors, axis=1)
+    decay = np.exp(-stiffness * (distances - length))
+    slope = 2 * depth * stiffness * decay * (1 - decay)
+    forces = np.zeros_like(positions)
+    pull = (slope / distances)[:, None] * vectors
+    np.add.at(forces, first, pull)
+    np.add.at(forces, second, -pull)
+    return float((depth * (decay**2 - 2 * decay)).sum()), forces
+
+
+def morse_run(
+    n_frames: int = 60,
+    numbers: tuple[int, ...] = (6, 1, 8, 1),
+    dt_fs: float = 0.5,
+    seed: int = 0,
+    **changes: Any,
+) -> RawRun:
+    """A gas-phase NVE run in a periodic box, as exact as velocity Verlet is; other fields by name."""
+    random = np.random.default_rng(seed)
+    corners = np.array(list(itertools.product((0.0, 1.2), repeat=3)))[: len(numbers)]
+    r = 5.0 + corners + random.normal(scale=0.05, size=(len(numbers), 3))
+    masses = np.array([MASSES[z] for z in numbers])
+    v = random.normal(size=r.shape) * np.sqrt(0.03 / masses)[:, None]
+    dt = dt_fs * FS
+    energy, force = morse(r)
+    frames = []
+    for _ in range(n_frames):
+        frames.append((r, v, force, energy))
+        r = r + v * dt + 0.5 * force / masses[:, None] * dt**2
+        energy, new = morse(r)
+        v = v + 0.5 * (force + new) / masses[:, None] * dt
+        force = new
+    positions, velocities, forces, energies = (np.array(x) for x in zip(*frames, strict=True))
+    fields = {
+        "file": f"made_{seed}",
+        "reader": "made",
+        "positions": positions,
+        "velocities": velocities,
+        "forces": forces,
+        "energies": energies,
+        "cell": 20.0 * np.eye(3),
+        "pbc": np.array([True, True, True]),
+        "atomic_numbers": np.array(numbers),
+        "masses": masses,
+        "dt_fs": dt_fs,
+    }
+    return RawRun(**{**fields, **changes})
+
+
+def morse_trajectory(n_frames: int = 60, **arguments: Any) -> Trajectory:
+    """The same as a Trajectory, taken as it is."""
+    run = morse_run(n_frames, **arguments)
+    assert run.velocities is not None and run.dt_fs is not None
+    return Trajectory(
+        run.positions,
+        run.velocities,
+        run.forces,
+        run.energies,
+        run.cell,
+        run.pbc,
+        run.atomic_numbers,
+        run.masses,
+        dt=run.dt_fs * FS,
+        file=run.file,
+    )
+
+
+def as_atoms(run: RawRun, *, momenta: bool = True, time_stamps: bool = True) -> list[Atoms]:
+    """The frames as ASE writes them to files."""
+    frames = []
+    for k in range(len(run.positions)):
+        atoms = Atoms(run.atomic_numbers, run.positions[k], cell=run.cell, pbc=run.pbc, masses=run.masses)
+        if momenta and run.velocities is not None:
+            atoms.set_velocities(run.velocities[k])
+        if time_stamps and run.dt_fs is not None:
+            atoms.info["time_fs"] = k * run.dt_fs
+        atoms.calc = SinglePointCalculator(atoms, energy=run.energies[k], forces=run.forces[k])
+        frames.append(atoms)
+    return frames
+
+
+def chosen(run: RawRun, frames: Any, **changes: Any) -> RawRun:
+    """Some frames of a run only."""
+    fields = dict(vars(run))
+    for name in ("positions", "velocities", "forces", "energies"):
+        fields[name] = fields[name][frames]
+    return RawRun(**{**fields, **changes})
+
+
+@functools.cache
+def copper_run(thermostat: str, n_frames: int = 300, dt_fs: float = 2.0) -> RawRun:
+    """16 periodic copper atoms (EMT) at about 400 K under one of ASE's integrators."""
+    from ase.md.andersen import Andersen
+    from ase.md.bussi import Bussi
+    from ase.md.langevin import Langevin
+    from ase.md.nose_hoover_chain import NoseHooverChainNVT
+    from ase.md.nvtberendsen import NVTBerendsen
+    from ase.md.verlet import VelocityVerlet
+
+    random = np.random.default_rng(5)
+    atoms = bulk("Cu", cubic=True) * (2, 2, 1)
+    kinetic = 2 * 400 * units.kB
+    momenta = random.normal(size=(16, 3)) * np.sqrt(kinetic * atoms.get_masses())[:, None]
+    atoms.set_momenta(momenta - momenta.mean(0))
+    atoms.calc = EMT()
+    bath, dt = np.random.RandomState(1), dt_fs * units.fs
+    dynamics = {
+        "nve": lambda: VelocityVerlet(atoms, dt),
+        "langevin": lambda: Langevin(
+            atoms, dt, temperature_K=400, friction=0.01 / units.fs, rng=bath, fixcm=False
+        ),
+        "berendsen": lambda: NVTBerendsen(atoms, dt, temperature_K=400, taut=100 * units.fs),
+        "csvr": lambda: Bussi(atoms, dt, temperature_K=400, taut=100 * units.fs, rng=bath),
+        "nose-hoover": lambda: NoseHooverChainNVT(atoms, dt, temperature_K=400, tdamp=50 * units.fs),
+        "andersen": lambda: Andersen(atoms, dt, temperature_K=400, andersen_prob=0.01, rng=bath),
+    }[thermostat]()
+    dynamics.run(100)
+    frames = []
+    for _ in range(n_frames):
+        frames.append(
+            (atoms.get_positions(), atoms.get_velocities(), atoms.get_forces(), atoms.get_potential_energy())
+        )
+        dynamics.run(1)
+    positions, velocities, forces, energies = (np.array(x) for x in zip(*frames, strict=True))
+    return RawRun(
+        file=thermostat,
+        reader="made",
+        positions=positions,
+        velocities=velocities,
+        forces=forces,
+        energies=energies,
+        cell=atoms.cell.array,
+        pbc=atoms.pbc,
+        atomic_numbers=atoms.numbers,
+        masses=atoms.get_masses(),
+        dt_fs=dt_fs,
+    )
