@@ -1,15 +1,14 @@
-"""Runs made on the spot: exact velocity Verlet on Morse bonds, and ASE's thermostats on copper."""
+"""Runs made on the spot: exact velocity Verlet on Morse bonds, also under ASE's thermostats."""
 
 from __future__ import annotations
 
 import functools
 import itertools
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from ase import Atoms, units
-from ase.build import bulk
-from ase.calculators.emt import EMT
+from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from dyntrain.data.raw import RawRun
@@ -113,9 +112,20 @@ def chosen(run: RawRun, frames: Any, **changes: Any) -> RawRun:
     return RawRun(**{**fields, **changes})
 
 
+class MorseCalculator(Calculator):
+    """The same potential for ASE."""
+
+    implemented_properties: ClassVar[list[str]] = ["energy", "forces"]
+
+    def calculate(self, atoms: Any = None, properties: Any = None, system_changes: Any = all_changes) -> None:
+        super().calculate(atoms, properties, system_changes)
+        energy, forces = morse(self.atoms.positions)
+        self.results = {"energy": energy, "forces": forces}
+
+
 @functools.cache
-def copper_run(thermostat: str, n_frames: int = 300, dt_fs: float = 2.0) -> RawRun:
-    """16 periodic copper atoms (EMT) at about 400 K under one of ASE's integrators."""
+def ase_run(thermostat: str, n_frames: int = 400, dt_fs: float = 0.5) -> RawRun:
+    """Eight atoms with Morse bonds at about 800 K under one of ASE's integrators."""
     from ase.md.andersen import Andersen
     from ase.md.bussi import Bussi
     from ase.md.langevin import Langevin
@@ -123,22 +133,19 @@ def copper_run(thermostat: str, n_frames: int = 300, dt_fs: float = 2.0) -> RawR
     from ase.md.nvtberendsen import NVTBerendsen
     from ase.md.verlet import VelocityVerlet
 
-    random = np.random.default_rng(5)
-    atoms = bulk("Cu", cubic=True) * (2, 2, 1)
-    kinetic = 2 * 400 * units.kB
-    momenta = random.normal(size=(16, 3)) * np.sqrt(kinetic * atoms.get_masses())[:, None]
-    atoms.set_momenta(momenta - momenta.mean(0))
-    atoms.calc = EMT()
-    bath, dt = np.random.RandomState(1), dt_fs * units.fs
+    start = morse_run(2, numbers=(6, 1, 8, 1, 6, 8, 1, 6), seed=5)
+    atoms = Atoms(start.atomic_numbers, start.positions[0], masses=start.masses)
+    assert start.velocities is not None
+    atoms.set_velocities(2 * start.velocities[0])
+    atoms.calc = MorseCalculator()
+    bath, dt, warm = np.random.RandomState(1), dt_fs * units.fs, {"temperature_K": 800}
     dynamics = {
         "nve": lambda: VelocityVerlet(atoms, dt),
-        "langevin": lambda: Langevin(
-            atoms, dt, temperature_K=400, friction=0.01 / units.fs, rng=bath, fixcm=False
-        ),
-        "berendsen": lambda: NVTBerendsen(atoms, dt, temperature_K=400, taut=100 * units.fs),
-        "csvr": lambda: Bussi(atoms, dt, temperature_K=400, taut=100 * units.fs, rng=bath),
-        "nose-hoover": lambda: NoseHooverChainNVT(atoms, dt, temperature_K=400, tdamp=50 * units.fs),
-        "andersen": lambda: Andersen(atoms, dt, temperature_K=400, andersen_prob=0.01, rng=bath),
+        "langevin": lambda: Langevin(atoms, dt, friction=0.02 / units.fs, rng=bath, fixcm=False, **warm),
+        "berendsen": lambda: NVTBerendsen(atoms, dt, taut=50 * units.fs, **warm),
+        "csvr": lambda: Bussi(atoms, dt, taut=50 * units.fs, rng=bath, **warm),
+        "nose-hoover": lambda: NoseHooverChainNVT(atoms, dt, tdamp=20 * units.fs, **warm),
+        "andersen": lambda: Andersen(atoms, dt, andersen_prob=0.02, rng=bath, **warm),
     }[thermostat]()
     dynamics.run(100)
     frames = []
@@ -155,8 +162,8 @@ def copper_run(thermostat: str, n_frames: int = 300, dt_fs: float = 2.0) -> RawR
         velocities=velocities,
         forces=forces,
         energies=energies,
-        cell=atoms.cell.array,
-        pbc=atoms.pbc,
+        cell=np.zeros((3, 3)),
+        pbc=np.zeros(3, dtype=bool),
         atomic_numbers=atoms.numbers,
         masses=atoms.get_masses(),
         dt_fs=dt_fs,

@@ -19,7 +19,7 @@ from dyntrain.data.readers import expand_paths, read_trajectories, read_trajecto
 from dyntrain.data.trajectory import Trajectory
 from dyntrain.errors import UserError
 from dyntrain.units import FS
-from made_runs import as_atoms, chosen, copper_run, morse_run
+from made_runs import as_atoms, ase_run, chosen, morse_run
 
 RUN = morse_run(30)
 
@@ -371,8 +371,8 @@ def test_momenta_and_velocities_are_not_confused(power: int, sentence: str) -> N
 
 def test_velocities_of_a_thermostatted_or_strided_run_are_believed() -> None:
     for name in ("langevin", "csvr"):
-        assert to_trajectory(copper_run(name)).velocities_origin == "read"
-    strided = chosen(copper_run("nve"), slice(None, None, 10), dt_fs=20.0)
+        assert to_trajectory(ase_run(name)).velocities_origin == "read"
+    strided = chosen(ase_run("nve"), slice(None, None, 5), dt_fs=2.5)
     assert to_trajectory(strided).velocities_origin == "read"
 
 

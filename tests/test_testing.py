@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
 from ase import Atoms
@@ -15,7 +14,14 @@ from dyntrain.models.analytic import Harmonic, LennardJones, Morse, pair_sum
 from dyntrain.neighbors import NeighborList, pair_vectors
 from dyntrain.potential import Conservative, EnergyModel, Potential, Prediction
 from dyntrain.state import State, concatenate
-from dyntrain.testing import FLOAT32, FLOAT64, Tolerances, check_adjoint, check_potential
+from dyntrain.testing import (
+    FLOAT32,
+    FLOAT64,
+    Tolerances,
+    check_adjoint,
+    check_potential,
+    check_rollout_gradient,
+)
 from systems import argon_cluster, argon_crystal, hydrogen
 
 
@@ -219,11 +225,12 @@ def centre_of_the_box(state: State, _: NeighborList) -> Tensor:
     return by_system(state, 1e-3 * state.positions.pow(2).sum(-1))
 
 
-def periodic_image(state: State, _: NeighborList) -> Tensor:
-    """Knows shifts of the whole, but not other images of one atom."""
-    middle = by_system(state, state.positions[:, 0]) / state.n_atoms_per_system()
-    distance = state.positions[:, 0] - middle[state.system_idx]
-    return by_system(state, 1e-6 * (distance**2 + state.positions[:, 1:].sum(-1) * 0.0))
+def size_of_the_cloud(state: State, _: NeighborList) -> Tensor:
+    """Knows neither origin nor direction, but which image of an atom is given."""
+    weight = 1.0 / state.n_atoms_per_system()[state.system_idx, None]
+    middle = state.positions.new_zeros(state.n_systems, 3)
+    middle = middle.index_add(0, state.system_idx, weight * state.positions)
+    return by_system(state, 1e-3 * (state.positions - middle[state.system_idx]).pow(2).sum(-1))
 
 
 def first_atom(state: State, neighbors: NeighborList) -> Tensor:
@@ -267,40 +274,69 @@ def per_cell(state: State, neighbors: NeighborList) -> Tensor:
     return 1e-3 * state.pbc.any(-1).double() + 0.0 * by_system(state, state.positions[:, 0])
 
 
-@pytest.mark.parametrize(
-    ("potential", "complaint"),
-    [
-        (TotalEnergy(), r"^output: energy must have shape \(1,\), got \(\)"),
-        (SinglePrecisionForces(), r"^output: forces must be float64, got torch\.float32"),
-        (NoNumber(), r"^output: \d+ of 24 numbers of forces are not finite"),
-        (WrapsPositions(), r"^input untouched: state\.positions was changed in place"),
-        (TurnsOnGradients(), r"^input untouched: state\.positions was made to require a gradient"),
-        (CallsBackward(), r"^input untouched: \.grad of parameter .*epsilon was changed"),
-        (KeepsTheGraph(), r"^graph: energy keeps one under torch\.no_grad\(\)"),
-        (DropsTheGraph(), r"^graph: forces has none where gradients are enabled"),
-        (ForgetsTheParameters(), r"^graph: at detached positions the forces do not reach the parameters"),
-        (WeakForces(), r"^finite-difference forces: .* differ by .* \(allowed .*\) eV/Å"),
-        (DetachesPositions(), r"^second derivatives: the forces have no graph to the positions"),
-        (HalfDetached(), r"^second derivatives: autograd and finite differences"),
-        (BlindToItsParameters(), r"^parameter gradients: .* of a loss of the forces"),
-        (Conservative(_WrongEnergy(pairs_along_z)), r"^rotation: of the turned system"),
-        (Conservative(_WrongEnergy(centre_of_the_box)), r"^translation: of the shifted system"),
-        (Conservative(_WrongEnergy(periodic_image)), r"^rotation|^translation: of other periodic images"),
-        (Conservative(_WrongEnergy(first_atom)), r"^permutation: of reordered atoms"),
-        (Conservative(_WrongEnergy(batch_mean)), r"^batch: of system 0 of 4 and of it alone"),
-        (Conservative(_WrongEnergy(first_cell)), r"^batch: of system 2 of 4 and of it alone"),
-        (Conservative(_WrongEnergy(cut_off_hard)), r"^smooth cutoff: .* through 7 Å: the energies"),
-        (Conservative(_WrongEnergy(cut_off_with_a_kink)), r"^smooth cutoff: .* through 7 Å: the forces"),
-        (Conservative(_WrongEnergy(pooled)), r"^extensive: of two far copies of system 0"),
-        (Conservative(_WrongEnergy(per_cell)), r"^extensive: of system 0 doubled along its cell vector a"),
-    ],
-    ids=lambda value: None if isinstance(value, str) else _name(value),
-)
+WRONG = [
+    (TotalEnergy(), r"^output: energy must have shape \(1,\), got \(\)"),
+    (SinglePrecisionForces(), r"^output: forces must be float64, got torch\.float32"),
+    (NoNumber(), r"^output: \d+ of 24 numbers of forces are not finite"),
+    (WrapsPositions(), r"^input untouched: state\.positions was changed in place"),
+    (TurnsOnGradients(), r"^input untouched: state\.positions was made to require a gradient"),
+    (CallsBackward(), r"^input untouched: \.grad of parameter .*epsilon was changed"),
+    (KeepsTheGraph(), r"^graph: energy keeps one under torch\.no_grad\(\)"),
+    (DropsTheGraph(), r"^graph: forces has none where gradients are enabled"),
+    (ForgetsTheParameters(), r"^graph: at detached positions the forces do not reach the parameters"),
+    (WeakForces(), r"^finite-difference forces: .* differ by .* \(allowed .*\) eV/Å"),
+    (DetachesPositions(), r"^second derivatives: the forces have no graph to the positions"),
+    (HalfDetached(), r"^second derivatives: autograd and finite differences"),
+    (BlindToItsParameters(), r"^parameter gradients: .* of a loss of the forces"),
+    (Conservative(_WrongEnergy(pairs_along_z)), r"^rotation: of the turned system"),
+    (Conservative(_WrongEnergy(centre_of_the_box)), r"^translation: of the shifted system"),
+    (Conservative(_WrongEnergy(size_of_the_cloud)), r"^translation: of other periodic images"),
+    (Conservative(_WrongEnergy(first_atom)), r"^permutation: of reordered atoms"),
+    (Conservative(_WrongEnergy(batch_mean)), r"^batch: of system 0 of 4 and of it alone"),
+    (Conservative(_WrongEnergy(first_cell)), r"^batch: of system 2 of 4 and of it alone"),
+    (Conservative(_WrongEnergy(cut_off_hard)), r"^smooth cutoff: .* through 7 Å: the energies"),
+    (Conservative(_WrongEnergy(cut_off_with_a_kink)), r"^smooth cutoff: .* through 7 Å: the forces"),
+    (Conservative(_WrongEnergy(pooled)), r"^extensive: of two far copies of system 0"),
+    (Conservative(_WrongEnergy(per_cell)), r"^extensive: of system 0 doubled along its cell vector a"),
+]
+
+
+def name(potential: Potential) -> str:
+    model = getattr(potential, "energy_model", None)
+    return type(potential).__name__ if model is None else model.extra.__name__
+
+
+@pytest.mark.parametrize(("potential", "complaint"), WRONG, ids=[name(wrong) for wrong, _ in WRONG])
 def test_a_wrong_potential_is_told_what_is_wrong(potential: Potential, complaint: str) -> None:
     with pytest.raises(AssertionError, match=complaint):
         check_potential(potential, argon_crystal())
 
 
-def _name(potential: Potential) -> str:
-    model = getattr(potential, "energy_model", None)
-    return type(potential).__name__ if model is None else model.extra.__name__
+def test_what_cannot_hold_for_a_model_may_be_left_out() -> None:
+    check_potential(Conservative(_WrongEnergy(cut_off_hard)), argon_crystal(), smooth_cutoff=False)
+    check_potential(Conservative(_WrongEnergy(pooled)), argon_crystal(), extensive=False)
+
+
+class StrongWithoutGraph(_Wrong):
+    """Other numbers where no graph is kept: what goes forward is not what goes backward."""
+
+    def wrong(self, state, neighbors, right):
+        return right if torch.is_grad_enabled() else Prediction(right.energy, 1.001 * right.forces)
+
+
+# What these two find, an earlier check finds first; they must find it alone, too.
+
+
+def test_a_gradient_that_stops_in_a_roll_out_is_found() -> None:
+    start = argon_cluster(4)
+    with pytest.raises(AssertionError, match=r"^roll-out gradient: .* over 3 steps in the start positions"):
+        check_rollout_gradient(DetachesPositions(), start)
+    with pytest.raises(AssertionError, match=r"^roll-out gradient: .* over 2 steps in the start positions"):
+        check_rollout_gradient(HalfDetached(), start, n_steps=2)
+
+
+def test_a_backward_pass_that_sees_another_potential_is_found() -> None:
+    with pytest.raises(AssertionError, match=r"^adjoint: the gradients of Adjoint and Full in the "):
+        check_adjoint(StrongWithoutGraph(), argon_cluster(4))
+    with pytest.raises(AssertionError, match=r"^graph: with and without it: the forces"):
+        check_potential(StrongWithoutGraph(), argon_cluster(4))

@@ -90,8 +90,8 @@ def check_potential(
         AssertionError: one sentence that names the check, what differs and by how much.
     """
     tolerances = tolerances or Tolerances.of(potential)
-    check_output(potential, state)
     check_input_untouched(potential, state)
+    check_output(potential, state)
     check_graph(potential, state, tolerances)
     check_forces(potential, state, tolerances, seed)
     check_second_derivatives(potential, state, tolerances, seed)
@@ -111,21 +111,9 @@ def check_potential(
 # --- what it gives and what it leaves alone -----------------------------------------------------------
 
 
-def check_output(potential: Potential, state: State) -> None:
-    """Energy [n_systems] and forces [n_atoms, 3], float64 and finite."""
-    prediction = _predict(potential, state)
-    for name, shape in (("energy", (state.n_systems,)), ("forces", (state.n_atoms, 3))):
-        tensor = getattr(prediction, name)
-        found = tuple(tensor.shape)
-        _require(found == shape, f"output: {name} must have shape {shape}, got {found}")
-        _require(tensor.dtype == torch.float64, f"output: {name} must be float64, got {tensor.dtype}")
-        bad = int((~torch.isfinite(tensor)).sum())
-        _require(bad == 0, f"output: {bad} of {tensor.numel()} numbers of {name} are not finite")
-
-
 def check_input_untouched(potential: Potential, state: State) -> None:
     """The potential changes neither the state, nor the neighbour list, nor any ``.grad``."""
-    state = state.detach()
+    state = state.replace(**{name: tensor.detach().clone() for name, tensor in vars(state).items()})
     neighbors = neighbor_list(state, potential.cutoff)
     tensors = {f"state.{name}": tensor for name, tensor in vars(state).items()}
     tensors |= {f"neighbors.{name}": tensor for name, tensor in vars(neighbors).items()}
@@ -142,6 +130,18 @@ def check_input_untouched(potential: Potential, state: State) -> None:
             before, after = gradients[name], parameter.grad
             same = before is after if before is None or after is None else torch.equal(before, after)
             _require(same, f"input untouched: .grad of parameter {name} was changed by an evaluation")
+
+
+def check_output(potential: Potential, state: State) -> None:
+    """Energy [n_systems] and forces [n_atoms, 3], float64 and finite."""
+    prediction = _predict(potential, state)
+    for name, shape in (("energy", (state.n_systems,)), ("forces", (state.n_atoms, 3))):
+        tensor = getattr(prediction, name)
+        found = tuple(tensor.shape)
+        _require(found == shape, f"output: {name} must have shape {shape}, got {found}")
+        _require(tensor.dtype == torch.float64, f"output: {name} must be float64, got {tensor.dtype}")
+        bad = int((~torch.isfinite(tensor)).sum())
+        _require(bad == 0, f"output: {bad} of {tensor.numel()} numbers of {name} are not finite")
 
 
 def check_graph(potential: Potential, state: State, tolerances: Tolerances | None = None) -> None:
@@ -200,13 +200,14 @@ def check_second_derivatives(
     tolerances = tolerances or Tolerances.of(potential)
     random = _Random(state, seed)
     neighbors = neighbor_list(state.detach(), potential.cutoff)
-    moving = state.detach().replace(positions=state.positions.detach().clone().requires_grad_())
+    moving = state.detach().replace(positions=state.positions.detach().clone())
+    positions = moving.positions.clone().requires_grad_()
     with torch.enable_grad():
-        forces = potential(moving, neighbors).forces
+        forces = potential(moving.replace(positions=positions), neighbors).forces
     for _ in range(3):
         along, weights = random.like(forces), random.like(forces)
         (gradient,) = torch.autograd.grad(
-            (forces * weights).sum(), [moving.positions], retain_graph=True, allow_unused=True
+            (forces * weights).sum(), [positions], retain_graph=True, allow_unused=True
         )
         if gradient is None:
             raise AssertionError(

@@ -75,7 +75,7 @@ def split_by_time(trajectory: Trajectory, max_length: int, fraction: float = 0.2
     """
     _check_fraction(fraction)
     n_frames = trajectory.n_frames
-    n_validation = max(round(fraction * n_frames), max_length)
+    n_validation = max(round(fraction * n_frames), max_length, 2)
     n_train = n_frames - n_validation - max_length
     if n_train < max(max_length, 2):
         raise UserError(

@@ -156,20 +156,20 @@ class EGNN(EnergyModel):
         norm = torch.rsqrt(self.mean_neighbors).to(dtype)
         to_tensors = self.degree_two.to(dtype)
         density = self._densities(columns, i, j, basis, unit, to_tensors) * norm
-        mixed = torch.cat(
-            [density[:1] @ self.mixing[0], density[1:4] @ self.mixing[1], density[4:] @ self.mixing[2]]
-        )  # [9, n_atoms, 2 c]
-        v, w = mixed[1:4, :, :c], mixed[1:4, :, c:]
-        matrices = (to_tensors @ mixed[4:].flatten(1)).view(3, 3, -1, 2 * c)
-        tw = matrix_times_vector(matrices[..., :c], w)
-        uv = matrix_times_vector(matrices[..., c:], v)
+        # Pieces by split, not by slicing: its gradient is one concatenation.
+        d0, d1, d2 = density.split([1, 3, 5])
+        v, w = (d1 @ self.mixing[1]).split(c, dim=-1)
+        tensors = d2 @ self.mixing[2]
+        t, u = tensors.split(c, dim=-1)
+        first, second = (to_tensors @ tensors.flatten(1)).view(3, 3, -1, 2 * c).split(c, dim=-1)
+        tw, uv = matrix_times_vector(first, w), matrix_times_vector(second, v)
         h = self.centre(columns)
         left, right = torch.cat([v, v, w, tw], dim=-1), torch.cat([w, tw, tw, uv], dim=-1)
-        squares = (mixed[4:, :, :c] * mixed[4:, :, c:]).sum(0)
-        h = h + self.update1(torch.cat([h, mixed[0], (left * right).sum(0), squares], dim=-1))
+        scalars = (d0 @ self.mixing[0]).squeeze(0)
+        h = h + self.update1(torch.cat([h, scalars, (left * right).sum(0), (t * u).sum(0)], dim=-1))
         scalars, z = self._messages(h, v + tw, i, j, basis, unit, norm)
         z_mixed = self.receive_vectors(z)
-        tz = matrix_times_vector(matrices[..., :c], z)
+        tz = matrix_times_vector(first, z)
         left, right = torch.cat([z, v, tz], dim=-1), torch.cat([z_mixed, z, z_mixed], dim=-1)
         h = h + self.update2(torch.cat([h, scalars, (left * right).sum(0)], dim=-1))
         per_atom = self.read_out(h).squeeze(-1).double() * self.force_scale
@@ -203,16 +203,16 @@ class EGNN(EnergyModel):
         """What each atom gets from its neighbours: scalars [n_atoms, 2c], vectors [3, n_atoms, c]."""
         c, n_atoms = self.n_channels, h.shape[0]
         filters = self.filters(basis)
-        filters = torch.cat([filters, filters])
+        to_scalars, to_vectors = torch.cat([filters, filters]).split([2 * c, c], dim=-1)
         direction = torch.cat([unit, -unit])[:, :, None]
         sent_vectors = self.send_vectors(v).permute(1, 0, 2).reshape(n_atoms, 3 * c)
         sent = torch.cat([self.send(h), sent_vectors], dim=-1).index_select(0, torch.cat([j, i]))
-        scalars = sent[:, : 2 * c] * filters[:, : 2 * c]
-        carried = sent[:, 2 * c :].view(-1, 3, c) * filters[:, None, 2 * c :]
-        along = direction * scalars[:, None, c:]
+        sent_scalars, sent_vectors = sent.split([2 * c, 3 * c], dim=-1)
+        scalars, along = (sent_scalars * to_scalars).split(c, dim=-1)
+        carried = sent_vectors.view(-1, 3, c) * to_vectors[:, None]
+        vectors = direction * along[:, None] + carried
         # The sender's vectors along the bond, as the receiver sees them, are one more invariant.
-        messages = torch.cat(
-            [scalars[:, :c], (carried * direction).sum(1), (along + carried).flatten(1)], dim=-1
-        )
+        messages = torch.cat([scalars, (carried * direction).sum(1), vectors.flatten(1)], dim=-1)
         received = messages.new_zeros(n_atoms, 5 * c).index_add(0, torch.cat([i, j]), messages) * norm
-        return received[:, : 2 * c], received[:, 2 * c :].view(n_atoms, 3, c).permute(1, 0, 2)
+        scalars, vectors = received.split([2 * c, 3 * c], dim=-1)
+        return scalars, vectors.view(n_atoms, 3, c).permute(1, 0, 2)

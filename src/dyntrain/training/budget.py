@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -20,11 +21,17 @@ _SHARE_OF_MAX_TIME = 0.85
 """The rest is room for checkpoints and for a computer that is slower later than while it was measured."""
 
 _PROBE_LENGTH = 4
+_N_PROBES = 5
+
+_PROBE_S = 10.0
+"""Wall time after which no further probe begins: a kill while measuring costs little."""
 
 
-def evaluation_cost(costs: dict[str, float], n_segments: int, length: int) -> float:
-    """Cost of one optimiser step in training evaluations at S = 1."""
-    return n_segments * length * (costs["one_step"] if length == 1 else costs["rollout"])
+def evaluation_cost(budget: BudgetConfig | None, n_segments: int, length: int) -> float:
+    """Cost of one optimiser step in training evaluations at S = 1; without a budget their number."""
+    if budget is None:
+        return float(n_segments * length)
+    return n_segments * length * (budget.costs["one_step"] if length == 1 else budget.costs["rollout"])
 
 
 def measure_budget(
@@ -35,40 +42,45 @@ def measure_budget(
     training: Sequence[Trajectory],
     validation_evaluations: int,
     device: torch.device,
+    n_processes: int = 1,
 ) -> BudgetConfig:
     """Time training evaluations at S = 1 and in a roll-out, side by side, and see what ``max_time`` buys.
 
     Args:
         validation_evaluations: evaluations without gradient that all validations will take.
+        n_processes: that share each batch, all measuring at the same time.
     """
-    longest = min(_PROBE_LENGTH, config.max_length)
-    lengths = [1] if longest == 1 else [1, longest]
-    probes = {s: find_segments(training, s, "training") for s in lengths}
-    batches = {
-        s: collate(list(found.take(range(min(config.batch_size, len(found))))), training).to(device)
-        for s, found in probes.items()
-    }
-    seconds: dict[int, list[float]] = {s: [] for s in lengths}
-    potential.zero_grad(set_to_none=True)
-    for attempt in range(6):
-        for s, batch in batches.items():
-            begin = time.perf_counter()
-            loss_and_gradient(potential, batch, loss, backprop, counts(batch.state))
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            if attempt > 0:  # the first one warms up
-                seconds[s].append((time.perf_counter() - begin) / (s * batch.state.n_systems))
-    potential.zero_grad(set_to_none=True)
-    one = statistics.median(seconds[1])
-    ratio = 1.0
-    if longest > 1:
-        ratio = statistics.median(b / a for a, b in zip(seconds[1], seconds[longest], strict=True))
-    max_seconds = config.max_seconds
-    if max_seconds is None:
+    if config.max_seconds is None:
         raise ValueError("a budget is measured only where max_time is given")
+    longest = min(_PROBE_LENGTH, config.max_length)
+    size = math.ceil(config.batch_size / n_processes)
+    batches = {}
+    for length in sorted({1, longest}):
+        found = find_segments(training, length, "training")
+        batches[length] = collate(found[:size], training).to(device)
+
+    def seconds(length: int) -> float:
+        """Wall time of one training evaluation of one structure."""
+        batch = batches[length]
+        begin = time.perf_counter()
+        loss_and_gradient(potential, batch, loss, backprop, counts(batch.state))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return (time.perf_counter() - begin) / (length * batch.state.n_systems * n_processes)
+
+    begin = time.perf_counter()
+    rounds: list[dict[int, float]] = []
+    for length in batches:
+        seconds(length)  # warms up
+    while not rounds or (len(rounds) < _N_PROBES and time.perf_counter() - begin < _PROBE_S):
+        rounds.append({length: seconds(length) for length in batches})
+    potential.zero_grad(set_to_none=True)
+    one = statistics.median(times[1] for times in rounds)
+    ratio = statistics.median(times[longest] / times[1] for times in rounds)
     # An evaluation without gradient costs about a third of one with.
-    left = _SHARE_OF_MAX_TIME * max_seconds - validation_evaluations * one / 3.0
-    evaluations = max(left, 0.1 * max_seconds) / one
+    validation = validation_evaluations * one / 3.0 / n_processes
+    left = _SHARE_OF_MAX_TIME * config.max_seconds - validation
+    evaluations = max(left, 0.1 * config.max_seconds) / one
     return BudgetConfig(
         evaluations=float(f"{evaluations:.4g}"), costs={"one_step": 1.0, "rollout": float(f"{ratio:.3g}")}
     )
