@@ -52,7 +52,7 @@ def made_up(name: str, errors: Any, n_failed: int = 0, n_runs: int = 8) -> Model
     times = np.array([0.0, 10.0, 25.0, 50.0])[: len(errors)]
     rollout = RolloutErrors(
         times, errors, errors, {"H": errors}, errors, errors,
-        tuple(("run", k) for k in range(errors.shape[1])), 50.0, 0.0, None,
+        tuple((f"run{k}", 0) for k in range(errors.shape[1])), 50.0, 0.0, None,
         OneStepErrors(1, 0.1, 0.1, {"H": 0.1}, 1.0, 1.0),
     )  # fmt: skip
     failed = np.arange(n_runs) < n_failed

@@ -145,7 +145,7 @@ def ase_run(thermostat: str, n_frames: int = 400, dt_fs: float = 0.5) -> RawRun:
         "berendsen": lambda: NVTBerendsen(atoms, dt, taut=50 * units.fs, **warm),
         "csvr": lambda: Bussi(atoms, dt, taut=50 * units.fs, rng=bath, **warm),
         "nose-hoover": lambda: NoseHooverChainNVT(atoms, dt, tdamp=20 * units.fs, **warm),
-        "andersen": lambda: Andersen(atoms, dt, andersen_prob=0.02, rng=bath, **warm),
+        "andersen": lambda: Andersen(atoms, dt, andersen_prob=0.05, rng=bath, **warm),
     }[thermostat]()
     dynamics.run(100)
     frames = []

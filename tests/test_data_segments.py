@@ -121,9 +121,25 @@ def test_wrong_windows_are_refused() -> None:
         collate([Segment(0, 38, 4)], [broken])
     with pytest.raises(ValueError, match="segments of 4 and 5 frames cannot share a batch"):
         collate([Segment(0, 0, 4), Segment(0, 0, 5)], [broken])
+
+
+def test_a_batch_carries_the_recorded_cells_where_one_changes() -> None:
     growing = RUN.replace(cell=RUN.cell * np.linspace(1, 1.1, 40)[:, None, None])
-    with pytest.raises(UserError, match="the cell changes along the run"):
-        collate([Segment(0, 0, 4)], [growing])
+    assert collate([Segment(0, 0, 4)], [RUN]).kicks.cells is None
+    batch = collate([Segment(0, 3, 4), Segment(1, 5, 4)], [RUN, growing])
+    assert batch.kicks.cells is not None
+    np.testing.assert_array_equal(batch.state.cell[1], growing.cell[5])
+    np.testing.assert_array_equal(batch.kicks.cells[:, 1], growing.cell[6:9])
+    np.testing.assert_array_equal(batch.kicks.cells[:, 0], np.broadcast_to(RUN.cell, (3, 3, 3)))
+    np.testing.assert_array_equal(growing.kicks(5, 9).cells[:, 0], growing.cell[6:9])
+
+
+def test_a_batch_knows_the_fixed_atoms() -> None:
+    held = RUN.replace(fixed_atoms=(1, 3))
+    assert collate([Segment(0, 0, 2)], [RUN]).state.fixed is None
+    fixed = collate([Segment(0, 0, 2), Segment(1, 0, 2)], [RUN, held]).state.fixed
+    assert fixed is not None
+    assert fixed.tolist() == [False] * 4 + [False, True, False, True]
 
 
 def test_collating_is_quick() -> None:
@@ -208,5 +224,5 @@ def test_splits_that_cannot_be_are_refused() -> None:
         split_by_run([first])
     with pytest.raises(UserError, match=r"fraction must lie between 0 and 1, got 1\.5"):
         split_by_run([first, second], 1.5)
-    with pytest.raises(UserError, match="made_4 in validation holds O, which no training run has"):
+    with pytest.raises(UserError, match="made_4, held out, has O, which no training run has"):
         explicit_split([morse_trajectory(5, numbers=(6, 1))], [morse_trajectory(5, numbers=(8, 1), seed=4)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -15,7 +16,7 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from typer.testing import CliRunner, Result
 
-from dyntrain.cli.evaluate import evaluate
+from dyntrain.cli.evaluate import evaluate, model_names
 from dyntrain.data.trajectory import Trajectory
 from dyntrain.errors import UserError
 from dyntrain.evaluate import (
@@ -96,9 +97,15 @@ def test_same_seed_same_numbers(nve: Trajectory) -> None:
 
 def test_no_roll_out_crosses_a_break_and_the_horizon_shrinks(nve: Trajectory) -> None:
     broken = nve.replace(breaks=(41, 90))
+    # Stretches of 41, 49 and 31 frames; six windows of 44 frames lie in the longest, at 41 … 46.
     found = rollout_errors(NEAR, [broken], horizon_fs=150.0, n_starts=50)
-    assert (found.horizon_asked_fs, found.horizon_fs) == (150.0, 24.0)  # the longest stretch: 41 … 89
-    assert [frame for _, frame in found.starts] == [41]
+    assert (found.horizon_asked_fs, found.horizon_fs) == (150.0, 21.5)
+    assert [frame for _, frame in found.starts] == [41, 42, 43, 44, 45, 46]
+    # What a run allows is followed to the end, even if only one start does.
+    longest = rollout_errors(NEAR, [broken], horizon_fs=24.0, n_starts=50)
+    assert longest.horizon_fs == 24.0 and [frame for _, frame in longest.starts] == [41]
+    alone = rollout_errors(NEAR, [broken], horizon_fs=150.0, n_starts=1)
+    assert alone.horizon_fs == 24.0
     shorter = rollout_errors(NEAR, [broken], horizon_fs=15.0, n_starts=50)
     assert shorter.n_starts == 11 + 19 + 1
     assert all(not broken.crosses_break(frame, frame + 31) for _, frame in shorter.starts)
@@ -323,8 +330,13 @@ def test_tests_of_significance_against_tables() -> None:
     ("one", "other", "winner", "words"),
     [
         (made_up("A", LOW), made_up("B", 2 * LOW), "A", "A follows the recording more closely than B"),
-        (made_up("A", 2 * LOW), made_up("B", LOW), "B", "closer in 16 of 16 starts"),
-        (made_up("A", LOW), made_up("B", LOW[:, ::-1]), None, "do not tell A and B apart"),
+        (made_up("A", 2 * LOW), made_up("B", LOW), "B", "closer in 16 of the 16 roll-outs"),
+        (
+            made_up("A", LOW),
+            made_up("B", LOW[:, ::-1]),
+            None,
+            "follows the recording more closely is not settled",
+        ),
         (made_up("A", LOW, 8), made_up("B", LOW[:, ::-1], 1), "B", "B is more stable"),
         (made_up("A", LOW, 3), made_up("B", LOW[:, ::-1], 1), None, "chance explains that"),
         (made_up("A", LOW, 8), made_up("B", 2 * LOW, 0), None, "B is more stable"),
@@ -342,8 +354,24 @@ def test_the_verdict_follows_the_numbers(
 ) -> None:
     verdict = judge([one, other])
     assert verdict.winner == winner
-    assert (winner or "No model") in verdict.headline
+    assert (winner or "No clear winner") in verdict.headline
     assert words in " ".join(verdict.reasons)
+
+
+def test_roll_outs_that_overlap_are_not_counted_as_independent() -> None:
+    def spaced(name: str, errors: np.ndarray, spacing: int) -> ModelResult:
+        result = made_up(name, errors)
+        starts = tuple(("run", spacing * k) for k in range(errors.shape[1]))
+        return dataclasses.replace(result, rollout=dataclasses.replace(result.rollout, starts=starts))
+
+    # Frames are 10 fs apart. At 50 fs starts 2 frames apart leave every third one: 6 of 16.
+    verdict = judge([spaced("A", LOW, 2), spaced("B", 2 * LOW, 2)])
+    assert verdict.winner == "A" and "closer in 6 of the 6 roll-outs" in verdict.reasons[2]
+    assert "after 50 fs" in verdict.reasons[2]
+    # One frame apart leaves 4 at 50 fs, but 6 at 25 fs.
+    assert "after 25 fs" in judge([spaced("A", LOW, 1), spaced("B", 2 * LOW, 1)]).reasons[2]
+    near = judge([spaced("A", LOW[:, :5], 1), spaced("B", 2 * LOW[:, :5], 1)])
+    assert near.winner is None and "too short to say" in near.reasons[2]
 
 
 def test_one_model_is_judged_by_itself_and_three_by_pairs() -> None:
@@ -414,7 +442,19 @@ def test_evaluate_prints_a_table_and_writes_the_numbers(files: dict[str, Path], 
 def test_evaluate_says_when_the_runs_are_too_short(files: dict[str, Path]) -> None:
     done = run_evaluate(files["a"], files["run"], "--horizon", 500, "--free-runs", 0)
     assert done.exit_code == 0, done.output
-    assert "the runs allow 30 fs, not the 500 fs asked for" in done.stdout
+    assert "the runs allow 27.5 fs, not the 500 fs asked for" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["x/a.pt", "x/b.pt"], ["a", "b"]),
+        (["run/one_step/model.pt", "run/dynamic/model.pt"], ["one_step", "dynamic"]),
+        (["x/a.pt", "x/a.pt"], ["x/a.pt (1)", "x/a.pt (2)"]),
+    ],
+)
+def test_models_get_names_that_differ(paths: list[str], names: list[str]) -> None:
+    assert model_names([Path(path) for path in paths]) == names
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def total_energies(frames: list[Frame]) -> np.ndarray:
     ("model", "start", "dt", "n_steps"),
     [
         (LennardJones(), argon_crystal(), 10.0 * FS, 1200),
-        (Morse(), hydrogen(0.9), 0.3 * FS, 1200),
+        (Morse(), hydrogen(0.9), 0.3 * FS, 800),
     ],
     ids=["Lennard-Jones", "Morse"],
 )

@@ -15,7 +15,7 @@ _STATE = ["errors", "units", "state"]
 _POTENTIAL = [*_STATE, "neighbors", "potential"]
 _INTEGRATORS = [*_POTENTIAL, "integrators"]
 _ROLLOUT = [*_INTEGRATORS, "rollout"]
-_TRAINING = [*_ROLLOUT, "atomic", "models", "data", "loss", "curriculum", "config"]
+_TRAINING = [*_ROLLOUT, "threads", "atomic", "models", "data", "loss", "curriculum", "config"]
 _EVALUATE = [*_ROLLOUT, "atomic", "models", "data", "observables", "simulate"]
 _REPORT = [*_TRAINING, "training", "observables", "simulate", "calculator", "reference", "evaluate"]
 
@@ -25,6 +25,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "errors": [],
     "units": [],
     "atomic": ["errors"],
+    "threads": [],
     "state": ["errors", "units"],
     "neighbors": _STATE,
     "potential": [*_STATE, "neighbors"],

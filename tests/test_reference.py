@@ -14,52 +14,21 @@ from pathlib import Path
 import ase.io
 import numpy as np
 import pytest
-import torch
 import typer
 from ase import Atoms
 from ase.build import molecule
 from ase.constraints import FixAtoms
 from typer.testing import CliRunner
 
+from aimd_runs import TOY, arrays, equal, kicks_of
 from dyntrain.errors import UserError
-from dyntrain.integrators import Kicks, VelocityVerlet
 from dyntrain.reference import AimdProgress, AimdSettings, build_system, generate_aimd
 from dyntrain.reference.aimd import _assemble
 from dyntrain.reference.record import Record
-from dyntrain.reference.runs import Piece, make_pieces, plan, remove_rigid_motion
-from dyntrain.state import State
-from dyntrain.units import FS
+from dyntrain.reference.kinetics import remove_rigid_motion
+from dyntrain.reference.runs import Piece, make_pieces, plan
 
 WATER = AimdSettings("water", n_steps=60, thermalise_steps=20, checkpoint_every=16, seed=3)
-# ASE's toy potential needs no tblite: for what does not depend on the electronic structure.
-TOY = AimdSettings("H2", method="emt", n_steps=30, thermalise_steps=10, checkpoint_every=8)
-
-
-def arrays(path: Path) -> dict[str, np.ndarray]:
-    """All that is recorded in a file, by name, with frames first."""
-    frames = ase.io.read(path, ":")
-    assert isinstance(frames, list)
-    return {
-        "positions": np.array([atoms.positions for atoms in frames]),
-        "momenta": np.array([atoms.get_momenta() for atoms in frames]),
-        "forces": np.array([atoms.get_forces() for atoms in frames]),
-        "energies": np.array([atoms.get_potential_energy() for atoms in frames]),
-        "times": np.array([atoms.info["time_fs"] for atoms in frames]),
-    }
-
-
-def equal(first: Path, second: Path) -> bool:
-    one, two = arrays(first), arrays(second)
-    return all(np.array_equal(one[name], two[name]) for name in one)
-
-
-def kicks_of(path: Path, dt_fs: float) -> Kicks:
-    frames = ase.io.read(path, ":")
-    recorded = [
-        torch.tensor(np.array([get(atoms) for atoms in frames]))
-        for get in (Atoms.get_positions, Atoms.get_velocities, Atoms.get_forces)
-    ]
-    return VelocityVerlet(dt_fs * FS).record_kicks(*recorded, State.from_ase(frames[0]))
 
 
 @pytest.fixture(scope="module")
@@ -291,7 +260,7 @@ def test_missing_tblite_is_told_with_the_remedy(monkeypatch: pytest.MonkeyPatch,
         ({"temperature_K": -1.0}, "temperature_K must not be negative"),
         ({"n_steps": 0}, "n_steps must be at least 1"),
         ({"seed": -1}, "seed must be at least 0"),
-        ({"ensemble": "npt"}, "ensemble must be nve or langevin"),
+        ({"ensemble": "npt"}, "ensemble must be one of nve, langevin, nose-hoover"),
     ],
 )
 def test_senseless_settings_are_refused(changes: dict[str, object], sentence: str) -> None:

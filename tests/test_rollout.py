@@ -385,3 +385,50 @@ def test_adjoint_serves_a_potential_without_parameters() -> None:
 def test_truncated_needs_at_least_one_frame() -> None:
     with pytest.raises(ValueError, match=r"Truncated\(every\) needs every >= 1, got 0"):
         Truncated(0)
+
+
+@every_backprop
+def test_fixed_atoms_never_move(backprop: Backprop) -> None:
+    fixed = torch.tensor([True, False, True, False, False])
+    start = argon_cluster(5)
+    start = start.replace(fixed=fixed, velocities=start.velocities.masked_fill(fixed[:, None], 0.0))
+    frames = list(rollout(lennard_jones(), start, VelocityVerlet(DT), 20, backprop=backprop))
+    for frame in frames:
+        assert torch.equal(frame.state.positions[fixed], start.positions[fixed])
+        assert not frame.state.velocities[fixed].any()
+    assert (frames[-1].state.positions[~fixed] != start.positions[~fixed]).all()
+
+
+def test_adjoint_gives_the_gradient_of_full_with_fixed_atoms() -> None:
+    start = argon_cluster(5)
+    start = start.replace(fixed=torch.tensor([True, False, True, False, False]))
+    full, adjoint = (gradients_of(backprop, start, 8) for backprop in (Full(), Adjoint()))
+    for a, b in zip(full, adjoint, strict=True):
+        assert torch.isfinite(a).all()
+        assert relative_error(b, a) < 1e-12
+
+
+@every_backprop
+def test_a_roll_out_follows_the_recorded_cells(backprop: Backprop) -> None:
+    """A crystal that is squeezed and jiggled at will: with its kicks and cells the true potential follows."""
+    crystal, potential, random = argon_crystal(), lennard_jones(), np.random.default_rng(0)
+    positions, velocities, forces, cells = [], [], [], []
+    for k in range(6):
+        cell = crystal.cell * (1.0 - 0.004 * k)
+        r = crystal.positions * (1.0 - 0.004 * k) + 0.02 * torch.from_numpy(random.normal(size=(8, 3)))
+        state = crystal.replace(positions=r, cell=cell)
+        with torch.no_grad():
+            forces.append(potential(state, neighbor_list(state, potential.cutoff)).forces)
+        positions.append(r)
+        velocities.append(0.01 * torch.from_numpy(random.normal(size=(8, 3))))
+        cells.append(cell)
+    start = crystal.replace(positions=positions[0], velocities=velocities[0])
+    verlet = VelocityVerlet(DT)
+    kicks = verlet.record_kicks(torch.stack(positions), torch.stack(velocities), torch.stack(forces), start)
+    followed = Kicks(kicks.positions, kicks.velocities, torch.stack(cells[1:]))
+    frames = list(rollout(potential, start, verlet, 5, backprop=backprop, kicks=followed))
+    for k, frame in enumerate(frames):
+        assert torch.equal(frame.state.cell, cells[k])
+        torch.testing.assert_close(frame.prediction.forces, forces[k], rtol=0, atol=1e-12)
+    without = list(rollout(potential, start, verlet, 5, backprop=backprop, kicks=kicks))
+    assert (without[-1].prediction.forces - forces[-1]).abs().max() > 1e-3

@@ -22,7 +22,7 @@ from dyntrain.models.analytic import Harmonic, LennardJones, Morse
 from dyntrain.models.files import build_model, save_model
 from dyntrain.neighbors import NeighborList, VerletNeighbors
 from dyntrain.potential import Conservative, Potential, Prediction
-from dyntrain.rollout import BurstGuard
+from dyntrain.rollout import BurstGuard, Frame
 from dyntrain.simulate import (
     TrajectoryWriter,
     check_start,
@@ -353,6 +353,21 @@ def test_md_that_bursts_says_so_and_keeps_what_it_has(start: Path, tmp_path: Pat
     assert done.exit_code == 1
     assert "the run failed after step 0 (0 fs): atom" in done.stderr
     assert len(ase.io.read(tmp_path / "run.traj", ":")) == 1
+
+
+def test_md_that_is_interrupted_keeps_what_it_has(
+    model: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted_at_step_20(frame: Frame, dt: float, system: int = 0) -> Atoms:
+        if frame.step == 20:
+            raise KeyboardInterrupt
+        return frame_to_ase(frame, dt, system)
+
+    monkeypatch.setattr("dyntrain.simulate.frame_to_ase", interrupted_at_step_20)
+    done = run_md(model, start, "--steps", 50, "--temperature", 300, "--output", tmp_path / "run.traj")
+    assert done.exit_code == 130
+    assert "stopped by the user after step 20; 2 frames in" in done.stdout
+    assert len(ase.io.read(tmp_path / "run.traj", ":")) == 2
 
 
 @pytest.mark.parametrize(

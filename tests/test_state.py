@@ -16,8 +16,11 @@ from systems import argon_cluster, argon_crystal, hydrogen
 FIELDS = [field.name for field in dataclasses.fields(State)]
 
 
+TENSORS = [name for name in FIELDS if name != "fixed"]
+
+
 def assert_equal(a: State, b: State) -> None:
-    for name in FIELDS:
+    for name in TENSORS:
         assert torch.equal(getattr(a, name), getattr(b, name)), name
 
 
@@ -31,7 +34,7 @@ def ethanol() -> Atoms:
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_a_wrong_shape_is_refused(name: str) -> None:
-    state = hydrogen()
+    state = hydrogen().replace(fixed=torch.tensor([True, False]))
     wrong = getattr(state, name)[None]
     with pytest.raises(ValueError, match=r"State\.(\w+) must have shape \(.*\), got \("):
         state.replace(**{name: wrong})
@@ -104,4 +107,17 @@ def test_detach_cuts_the_graph_and_keeps_the_numbers() -> None:
 
 def test_to_moves_all_fields() -> None:
     on_meta = hydrogen().to("meta")
-    assert {getattr(on_meta, name).device.type for name in FIELDS} == {"meta"}
+    assert {getattr(on_meta, name).device.type for name in TENSORS} == {"meta"}
+
+
+def test_fixed_atoms_survive_batching_and_selecting() -> None:
+    held = hydrogen().replace(fixed=torch.tensor([True, False]))
+    batch = concatenate([hydrogen(), held, argon_cluster(3)])
+    assert batch.fixed is not None
+    assert batch.fixed.tolist() == [False, False, True, False, False, False, False]
+    chosen = batch.select([1]).fixed
+    assert chosen is not None
+    assert chosen.tolist() == [True, False]
+    assert concatenate([hydrogen(), hydrogen()]).fixed is None
+    assert torch.isinf(held.inertia()).tolist() == [True, False]
+    assert torch.equal(held.kinetic_energy(), hydrogen().kinetic_energy())

@@ -19,21 +19,25 @@ class Kicks:
 
     positions:  δr(k) = r(k+1) − [r(k) + v(k) dt + ½ F(k)/m dt²],            [n_steps, n_atoms, 3] Å
     velocities: δv(k) = v(k+1) − [v(k) + ½ (F(k)+F(k+1))/m dt],              [n_steps, n_atoms, 3] Å/ASE time
+    cells:      the recorded cell after each step, which roll-outs follow,   [n_steps, n_systems, 3, 3] Å;
+                None where the cells do not change
     """
 
     positions: Tensor
     velocities: Tensor
+    cells: Tensor | None = None
 
     @property
     def n_steps(self) -> int:
         return int(self.positions.shape[0])
 
     def select_atoms(self, atoms: Tensor) -> Kicks:
-        """The kicks of some atoms only (indices [m])."""
-        return Kicks(self.positions[:, atoms], self.velocities[:, atoms])
+        """The kicks of some atoms only (indices [m]); the cells stay."""
+        return Kicks(self.positions[:, atoms], self.velocities[:, atoms], self.cells)
 
     def to(self, device: torch.device | str) -> Kicks:
-        return Kicks(self.positions.to(device), self.velocities.to(device))
+        cells = None if self.cells is None else self.cells.to(device)
+        return Kicks(self.positions.to(device), self.velocities.to(device), cells)
 
 
 def _drifted(r: Tensor, v: Tensor, force: Tensor, mass: Tensor, dt: Tensor) -> Tensor:
@@ -57,7 +61,7 @@ class VelocityVerlet:
     r         state.positions     Å
     v         state.velocities    Å / ASE time
     F         forces              eV/Å
-    m         state.masses        u
+    m         state.inertia()     u (infinite: fixed)
     dt        dt                  ASE time
     ========= =================== =============
 
@@ -81,7 +85,7 @@ class VelocityVerlet:
     def drift(self, state: State, forces: Tensor, kick: Tensor | None = None) -> State:
         """Positions one step on; velocities still those of the old step."""
         positions = _drifted(
-            state.positions, state.velocities, forces, state.masses[:, None], self._dt_per_atom(state)
+            state.positions, state.velocities, forces, state.inertia()[:, None], self._dt_per_atom(state)
         )
         return state.replace(positions=positions if kick is None else positions + kick)
 
@@ -90,7 +94,7 @@ class VelocityVerlet:
     ) -> State:
         """Velocities one step on, once the forces at the new positions are known."""
         velocities = _finished(
-            state.velocities, forces_old, forces_new, state.masses[:, None], self._dt_per_atom(state)
+            state.velocities, forces_old, forces_new, state.inertia()[:, None], self._dt_per_atom(state)
         )
         return state.replace(velocities=velocities if kick is None else velocities + kick)
 
@@ -104,7 +108,7 @@ class VelocityVerlet:
         Returns:
             Kicks of ``n_frames − 1`` steps; adding them in ``drift`` and ``finish`` reproduces the run.
         """
-        dt, masses = self._dt_per_atom(state), state.masses[:, None]
+        dt, masses = self._dt_per_atom(state), state.inertia()[:, None]
         return Kicks(
             positions[1:] - _drifted(positions[:-1], velocities[:-1], forces[:-1], masses, dt),
             velocities[1:] - _finished(velocities[:-1], forces[:-1], forces[1:], masses, dt),

@@ -167,9 +167,12 @@ class _Job:
         return self.potential(state, self.neighbors(state))
 
     def drift(self, frame: Frame, start: State) -> State:
-        return self.integrator.select(frame.systems).drift(
+        moved = self.integrator.select(frame.systems).drift(
             frame.state, frame.prediction.forces, self._kick("positions", frame, start)
         )
+        if self.kicks is None or self.kicks.cells is None:
+            return moved
+        return moved.replace(cell=self.kicks.cells[frame.step][frame.systems])
 
     def finish(self, frame: Frame, moved: State, forces: Tensor, start: State) -> State:
         return self.integrator.select(frame.systems).finish(

@@ -27,6 +27,7 @@ class State:
     system_idx     [n_atoms]               int64      ascending, one number per system
     cell           [n_systems, 3, 3]       float64    Å, lattice vectors are rows
     pbc            [n_systems, 3]          bool
+    fixed          [n_atoms]               bool       atoms that never move; None: all may move
     ============== ======================= ========== =====================================
     """
 
@@ -37,6 +38,7 @@ class State:
     system_idx: Tensor
     cell: Tensor
     pbc: Tensor
+    fixed: Tensor | None = None
 
     def __post_init__(self) -> None:
         n_atoms, n_systems = self.n_atoms, self.n_systems
@@ -48,6 +50,7 @@ class State:
             "system_idx": (n_atoms,),
             "cell": (n_systems, 3, 3),
             "pbc": (n_systems, 3),
+            **({} if self.fixed is None else {"fixed": (n_atoms,)}),
         }
         for name, shape in expected.items():
             found = tuple(getattr(self, name).shape)
@@ -71,7 +74,8 @@ class State:
         return dataclasses.replace(self, **changes)
 
     def _mapped(self, function: Any) -> State:
-        return State(**{f.name: function(getattr(self, f.name)) for f in dataclasses.fields(self)})
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return State(**{name: None if value is None else function(value) for name, value in values.items()})
 
     def detach(self) -> State:
         """The same numbers, cut from any autograd graph."""
@@ -106,7 +110,12 @@ class State:
             system_idx=new_number[self.system_idx[atoms]],
             cell=self.cell[systems],
             pbc=self.pbc[systems],
+            fixed=None if self.fixed is None else self.fixed[atoms],
         )
+
+    def inertia(self) -> Tensor:
+        """Masses that an acceleration is divided by, [n_atoms] u: infinite for fixed atoms."""
+        return self.masses if self.fixed is None else self.masses.masked_fill(self.fixed, torch.inf)
 
     def kinetic_energy(self) -> Tensor:
         """½ Σ m v² of each system, eV, [n_systems]."""
@@ -133,8 +142,9 @@ class State:
         velocities: Any = None,
         cell: Any = None,
         pbc: Any = (False, False, False),
+        fixed: Any = None,
     ) -> State:
-        """One system from arrays or lists (velocities default to rest, cell to none)."""
+        """One system from arrays or lists (velocities default to rest, cell to none, fixed atoms to none)."""
         positions = torch.as_tensor(positions, dtype=torch.float64)
         n_atoms = positions.shape[0]
         if velocities is None:
@@ -149,6 +159,7 @@ class State:
             system_idx=torch.zeros(n_atoms, dtype=torch.int64),
             cell=torch.as_tensor(cell, dtype=torch.float64).reshape(1, 3, 3),
             pbc=torch.as_tensor(pbc, dtype=torch.bool).reshape(1, 3),
+            fixed=None if fixed is None else torch.as_tensor(fixed, dtype=torch.bool),
         )
 
     @classmethod
@@ -175,7 +186,13 @@ def concatenate(states: Sequence[State]) -> State:
     fields = {
         name: torch.cat([getattr(state, name) for state in states])
         for name in (f.name for f in dataclasses.fields(State))
-        if name != "system_idx"
+        if name not in ("system_idx", "fixed")
     }
     numbers = [state.system_idx + offset for state, offset in zip(states, offsets, strict=True)]
-    return State(system_idx=torch.cat(numbers), **fields)
+    fixed = None
+    if any(state.fixed is not None for state in states):
+        none_fixed = (torch.zeros_like(state.atomic_numbers, dtype=torch.bool) for state in states)
+        fixed = torch.cat(
+            [z if s.fixed is None else s.fixed for s, z in zip(states, none_fixed, strict=True)]
+        )
+    return State(system_idx=torch.cat(numbers), fixed=fixed, **fields)

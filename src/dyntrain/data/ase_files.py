@@ -68,6 +68,7 @@ class _Frames:
         self.times: list[dict[str, float]] = []
         self.free_energy_frames = 0
         self.first: Any = None
+        self.masses: FloatArray | None = None
 
     def add(self, atoms: Any) -> None:
         frame = len(self.positions)
@@ -79,7 +80,7 @@ class _Frames:
         self.forces.append(self._forces(results, atoms, frame))
         self.positions.append(atoms.get_positions())
         self.cells.append(atoms.cell.array.copy())
-        self.velocities.append(_velocities(atoms))
+        self.velocities.append(self._velocities(atoms, frame))
         self.times.append({k: atoms.info[k] for k in TIME_KEYS if k in atoms.info})
 
     def _check_same_atoms(self, atoms: Any, frame: int) -> None:
@@ -94,7 +95,14 @@ class _Frames:
             raise UserError(
                 f"{self.file}, frame {frame}: pbc changes from {first.pbc.tolist()} to {atoms.pbc.tolist()}."
             )
-        if not np.allclose(atoms.get_masses(), first.get_masses(), rtol=1e-6):
+        masses = self._floats(atoms.get_masses(), "masses", (len(atoms),), frame)
+        if not (masses > 0).all():
+            raise UserError(
+                f"{self.file}, frame {frame}: every mass must be positive, got {masses.min():g} u."
+            )
+        if self.masses is None:
+            self.masses = masses
+        if not np.allclose(masses, self.masses, rtol=1e-6):
             raise UserError(f"{self.file}, frame {frame}: the masses differ from those of frame 0.")
 
     def _energy(self, results: dict[str, Any], atoms: Any, frame: int) -> float:
@@ -115,12 +123,27 @@ class _Frames:
         forces = results.get("forces")
         if forces is None:
             raise UserError(self._missing("forces", atoms.arrays, frame))
-        forces = np.asarray(forces, dtype=np.float64)
-        if forces.shape != (len(atoms), 3):
-            raise UserError(
-                f"{self.file}, frame {frame}: forces must have shape ({len(atoms)}, 3), got {forces.shape}."
-            )
-        return forces
+        return self._floats(forces, "forces", (len(atoms), 3), frame)
+
+    def _velocities(self, atoms: Any, frame: int) -> FloatArray | None:
+        """Velocities in Å/ASE time: momenta over masses, or a column of velocities."""
+        shape = (len(atoms), 3)
+        if "momenta" in atoms.arrays:
+            momenta = self._floats(atoms.arrays["momenta"], "momenta", shape, frame)
+            return momenta / self._floats(atoms.get_masses(), "masses", shape[:1], frame)[:, None]
+        for key in _VELOCITY_KEYS:
+            if key in atoms.arrays:
+                return self._floats(atoms.arrays[key], key, shape, frame)
+        return None
+
+    def _floats(self, values: Any, name: str, shape: tuple[int, ...], frame: int) -> FloatArray:
+        try:
+            array = np.asarray(values, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{self.file}, frame {frame}: {name} are no numbers ({error}).") from error
+        if array.shape != shape:
+            raise UserError(f"{self.file}, frame {frame}: {name} must have shape {shape}, got {array.shape}.")
+        return array
 
     def _missing(self, what: str, found: dict[str, Any], frame: int) -> str:
         similar = [key for key in found if what.rstrip("s")[:5] in key.lower()]
@@ -130,7 +153,7 @@ class _Frames:
         )
 
     def finish(self) -> RawRun:
-        if self.first is None:
+        if self.first is None or self.masses is None:
             raise UserError(f"{self.file} holds no frames that ASE can read.")
         notes = []
         if self.free_energy_frames:
@@ -146,7 +169,7 @@ class _Frames:
             cell=cells[0] if (cells == cells[0]).all() else cells,
             pbc=np.array(self.first.pbc),
             atomic_numbers=np.array(self.first.numbers, dtype=np.int64),
-            masses=np.array(self.first.get_masses()),
+            masses=self.masses,
             velocities=self._all_velocities(),
             dt_fs=dt_fs,
             breaks=breaks,
@@ -163,13 +186,3 @@ class _Frames:
                 "has; give all frames velocities, or none."
             )
         return np.stack([v for v in self.velocities if v is not None])
-
-
-def _velocities(atoms: Any) -> FloatArray | None:
-    """Velocities in Å/ASE time: momenta over masses, or a column of velocities."""
-    if atoms.has("momenta"):
-        return np.asarray(atoms.get_velocities(), dtype=np.float64)
-    for key in _VELOCITY_KEYS:
-        if key in atoms.arrays:
-            return np.asarray(atoms.arrays[key], dtype=np.float64)
-    return None

@@ -6,16 +6,22 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from dyntrain.data.motion import moving_atoms, orthonormal, remove, second_difference
+from dyntrain.data.motion import orthonormal, remove, second_difference
 from dyntrain.data.trajectory import FloatArray, IntArray, Trajectory
 from dyntrain.data.velocities import verlet_velocities
 
 # A step is a break where it differs from velocity Verlet by more than this fraction of dt² F/m …
-_SMALLEST = 1e-3
-# … and by this many times more than the run's steps usually do.
+_BREAK = 1e-3
+# … and only worth a remark above this one (digits of the file, loosely converged forces) …
+_REMARK = 1e-7
+# … and in both cases by this many times more than the run's steps usually do.
 _UNUSUAL = 10.0
-# What happens at more than this share of the steps is a thermostat's work, not a series of resets.
-_FEW = 0.05
+# What happens at more than this share of the steps is a thermostat's work: collisions, rescaled velocities.
+_FEW_COLLISIONS, _FEW_RESCALINGS = 0.15, 0.05
+# Positions that jump at most of the steps are no broken run but no run at all (shuffled, far apart in time).
+_FEW_JUMPS = 0.5
+# In short runs, this many steps are few in any case.
+_FEW_STEPS = 3
 
 
 def find_breaks(trajectory: Trajectory) -> tuple[int, ...]:
@@ -25,13 +31,18 @@ def find_breaks(trajectory: Trajectory) -> tuple[int, ...]:
     friction common to all atoms explains: a thermostat that acts all the time makes no breaks. Known breaks
     of the trajectory are kept.
     """
-    if not moving_atoms(trajectory.positions).size:
+    still = (trajectory.positions[1:] == trajectory.positions[:-1]).all(axis=(1, 2))
+    if still.all():
         return trajectory.breaks
-    found = (
-        _from_centres(trajectory) if trajectory.velocities_origin == "rebuilt" else _from_steps(trajectory)
-    )
-    repeated = 1 + np.flatnonzero((trajectory.positions[1:] == trajectory.positions[:-1]).all(axis=(1, 2)))
+    found = _find(trajectory, _BREAK)
+    repeated = 1 + np.flatnonzero(still)
     return tuple(sorted({*trajectory.breaks, *(int(b) for b in (*found, *repeated))}))
+
+
+def find_irregular(trajectory: Trajectory) -> tuple[int, ...]:
+    """Frames reached by steps far rougher than the run's usual, yet too little to be breaks, ascending."""
+    found = {int(b) for b in _find(trajectory, _REMARK)}
+    return tuple(sorted(found - set(trajectory.breaks)))
 
 
 def with_breaks(trajectory: Trajectory, breaks: Iterable[int]) -> Trajectory:
@@ -46,7 +57,14 @@ def with_breaks(trajectory: Trajectory, breaks: Iterable[int]) -> Trajectory:
     return trajectory.replace(breaks=every, velocities=velocities)
 
 
-def _from_steps(trajectory: Trajectory) -> IntArray:
+def _find(trajectory: Trajectory, smallest: float) -> IntArray:
+    smallest *= _scale(trajectory)
+    if trajectory.velocities_origin == "rebuilt":
+        return _from_centres(trajectory, smallest)
+    return _from_steps(trajectory, smallest)
+
+
+def _from_steps(trajectory: Trajectory, smallest: float) -> IntArray:
     """Breaks by the kicks of each step, as they are and without what a friction explains."""
     root = np.sqrt(trajectory.masses)[:, None]
     kicks = trajectory.kicks()
@@ -56,14 +74,13 @@ def _from_steps(trajectory: Trajectory) -> IntArray:
     # Friction at both ends of a step, v' = v + ½dt (a + a' − ξv − ξ'v'), acts in the plane of v and a + a'.
     moved_rest = remove(moved, orthonormal(velocities))
     turned_rest = remove(turned, orthonormal(velocities, pulls[1:] + pulls[:-1]))
-    scale = _scale(trajectory)
-    odd = _jumps(trajectory, moved_rest)
-    for kick in (moved_rest, turned_rest, turned):
-        odd |= _if_few(_unusual(kick, scale))
+    odd = _if_few(_jumps(moved, velocities * trajectory.dt), _FEW_JUMPS)
+    odd |= _if_few(_unusual(moved_rest, smallest) | _unusual(turned_rest, smallest), _FEW_COLLISIONS)
+    odd |= _if_few(_unusual(turned, smallest), _FEW_RESCALINGS)
     return 1 + np.flatnonzero(odd)
 
 
-def _from_centres(trajectory: Trajectory) -> IntArray:
+def _from_centres(trajectory: Trajectory, smallest: float) -> IntArray:
     """Breaks by the second differences around each inner frame, where no velocities are recorded.
 
     A velocity reset makes one frame odd: it begins the new stretch. A jump between two frames makes both
@@ -71,30 +88,32 @@ def _from_centres(trajectory: Trajectory) -> IntArray:
     """
     r, root = trajectory.positions, np.sqrt(trajectory.masses)[:, None]
     gap = root * second_difference(r) - trajectory.dt**2 * trajectory.forces[1:-1] / root
-    rest = remove(gap, orthonormal(root * (r[2:] - r[:-2])))
-    scale = _scale(trajectory)
-    odd = _if_few(_unusual(rest, scale)) | _if_few(_unusual(gap, scale))
+    path = 0.5 * root * (r[2:] - r[:-2])
+    odd = _if_few(_jumps(gap, path), _FEW_JUMPS)
+    odd |= _if_few(_unusual(remove(gap, orthonormal(path)), smallest), _FEW_COLLISIONS)
+    odd |= _if_few(_unusual(gap, smallest), _FEW_RESCALINGS)
     frames = 1 + np.flatnonzero(odd)
     groups = np.split(frames, 1 + np.flatnonzero(np.diff(frames) > 1))
     return np.concatenate([group if group.size == 1 else group[1:] for group in groups])
 
 
-def _unusual(misfit: FloatArray, scale: float) -> np.ndarray:
-    """Which of the frames' misfits [n, n_atoms, 3] are far above the run's usual."""
-    size = np.linalg.norm(misfit.reshape(misfit.shape[0], -1), axis=1)
-    return np.asarray(size > max(_SMALLEST * scale, _UNUSUAL * float(np.median(size))))
+def _size(x: FloatArray) -> FloatArray:
+    """Length of each frame's vector of [n, n_atoms, 3], [n]."""
+    return np.asarray(np.linalg.norm(x.reshape(x.shape[0], -1), axis=1))
 
 
-def _jumps(trajectory: Trajectory, moved: FloatArray) -> np.ndarray:
-    """Steps that displace the atoms several times further than their velocities do."""
-    steps = np.sqrt(trajectory.masses)[:, None] * trajectory.velocities[:-1] * trajectory.dt
-    usual = float(np.median(np.linalg.norm(steps.reshape(steps.shape[0], -1), axis=1)))
-    size = np.linalg.norm(moved.reshape(moved.shape[0], -1), axis=1)
-    return np.asarray(size > max(3 * usual, _UNUSUAL * float(np.median(size))))
+def _unusual(misfit: FloatArray, smallest: float) -> np.ndarray:
+    size = _size(misfit)
+    return np.asarray(size > max(smallest, _UNUSUAL * float(np.median(size))))
 
 
-def _if_few(odd: np.ndarray) -> np.ndarray:
-    return odd if odd.mean() <= _FEW else np.zeros_like(odd)
+def _jumps(misfit: FloatArray, steps: FloatArray) -> np.ndarray:
+    """Where atoms are displaced several times further than they usually move in a step."""
+    return np.asarray(_size(misfit) > 3 * np.median(_size(steps)))
+
+
+def _if_few(odd: np.ndarray, share: float) -> np.ndarray:
+    return odd if odd.sum() <= max(_FEW_STEPS, share * odd.size) else np.zeros_like(odd)
 
 
 def _scale(trajectory: Trajectory) -> float:

@@ -6,12 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dyntrain.data.motion import complete
+from dyntrain.data.motion import complete, cosine
 from dyntrain.data.thermostat import inner_frames
 from dyntrain.data.trajectory import FloatArray, IntArray, Trajectory
 from dyntrain.units import FS, KB
 
-_SAMPLED_FRAMES = 200
+# Closest distances are looked for in at most so many frames, and pairs of atoms in all of them together.
+_SAMPLED_FRAMES, _SAMPLED_PAIRS = 200, 20_000_000
 
 
 def mean_temperature(run: Trajectory, moving: IntArray) -> float | None:
@@ -79,13 +80,11 @@ def energy_force_match(run: Trajectory) -> EnergyMatch:
     misfit = np.abs(change - np.median(change[large] / work[large]) * work)
     odd = misfit > max(20 * float(np.median(misfit)), 0.3 * float(np.sqrt((work**2).mean())))
     # Where many steps are odd there are no jumps: the energies are simply not those of the forces.
-    if odd.mean() > 0.05:
+    if odd.sum() > max(3, 0.05 * odd.size):
         odd[:] = False
     jumps, work, change = 1 + steps[odd], work[~odd], change[~odd]
     slope = float((work * change).sum() / (work * work).sum())
-    norm = float(np.sqrt((work * work).sum() * (change * change).sum()))
-    correlation = float((work * change).sum()) / norm if norm > 0 else 0.0
-    return EnergyMatch(slope, correlation, tuple(int(b) for b in jumps))
+    return EnergyMatch(slope, cosine(work, change), tuple(int(b) for b in jumps))
 
 
 def drift(run: Trajectory) -> float | None:
@@ -103,8 +102,9 @@ def drift(run: Trajectory) -> float | None:
 
 def closest_distances(run: Trajectory) -> dict[str, float]:
     """Smallest distance of each element pair ("C-H") in Å, minimum image, over at most 200 frames."""
-    chosen = np.unique(np.linspace(0, run.n_frames - 1, _SAMPLED_FRAMES).astype(int))
     first, second = np.triu_indices(run.n_atoms, k=1)
+    affordable = int(np.clip(_SAMPLED_PAIRS // max(first.size, 1), 5, _SAMPLED_FRAMES))
+    chosen = np.unique(np.linspace(0, run.n_frames - 1, affordable).astype(int))
     smallest = np.full(first.size, np.inf)
     for frame in chosen:
         vectors = run.positions[frame, second] - run.positions[frame, first]

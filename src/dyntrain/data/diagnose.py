@@ -78,7 +78,7 @@ def diagnose(trajectory: Trajectory) -> RunReport:
 
 
 def usable_runs(trajectories: Sequence[Trajectory]) -> tuple[list[Trajectory], list[RunReport]]:
-    """The runs with their breaks marked, ready for windows, and what was found of each.
+    """The runs with their breaks and fixed atoms marked, ready for windows, and what was found of each.
 
     Raises:
         UserError: a run that dynamic training cannot use, with the reason.
@@ -86,5 +86,8 @@ def usable_runs(trajectories: Sequence[Trajectory]) -> tuple[list[Trajectory], l
     reports = [diagnose(trajectory) for trajectory in trajectories]
     for report in reports:
         refuse_unusable(report)
-    marked = [with_breaks(t, report.breaks) for t, report in zip(trajectories, reports, strict=True)]
+    marked = [
+        with_breaks(run, report.breaks).replace(fixed_atoms=report.fixed_atoms)
+        for run, report in zip(trajectories, reports, strict=True)
+    ]
     return marked, reports

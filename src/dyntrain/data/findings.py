@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from ase.data import atomic_numbers, covalent_radii
 
+from dyntrain.data.breaks import find_irregular
 from dyntrain.data.contents import EnergyMatch, repeated_frames
 from dyntrain.data.motion import DtFit
 from dyntrain.data.run_report import Finding, RunReport
@@ -72,21 +73,31 @@ def _about_motion(
             )
         )
     if not run.fixed_cell:
-        found.append(Finding("cell_changes", "error", "the cell changes along the run: not supported yet."))
+        found.append(
+            Finding(
+                "cell_changes", "info", "the cell changes along the run; roll-outs follow the recorded cells."
+            )
+        )
     if report.fixed_atoms:
-        found.append(Finding("fixed_atoms", "info", f"{len(report.fixed_atoms)} atoms never move."))
+        found.append(
+            Finding(
+                "fixed_atoms",
+                "info",
+                f"{len(report.fixed_atoms)} atoms never move; they stay fixed in roll-outs.",
+            )
+        )
     return found
 
 
 def _why_unexplained(report: RunReport) -> str:
     cause = (
-        "that the frames are not in the order of time"
+        "the frames are not in the order of time"
         if report.shuffled
-        else "that frames are missing between those saved, or that dt, the forces or the masses are wrong"
+        else "frames are missing between those saved, or dt, the forces or the masses are wrong"
     )
     return (
         f"forces do not explain how the atoms move (correlation {report.dt_correlation:.2f} of second "
-        f"differences with dt²F/m, at least {CLEAR_CORRELATION} is needed); most likely is {cause}."
+        f"differences with dt²F/m, at least {CLEAR_CORRELATION} is needed); the likeliest cause: {cause}."
     )
 
 
@@ -112,6 +123,16 @@ def _about_breaks(run: Trajectory) -> list[Finding]:
                 f"{len(lone)} frame(s) fit neither the frame before nor the one after, first {lone[0]}: "
                 "their forces or positions are likely wrong, so no window holds them.",
                 lone,
+            )
+        )
+    if irregular := find_irregular(run):
+        found.append(
+            Finding(
+                "irregular_steps",
+                "info",
+                f"{len(irregular)} step(s) are far rougher than the others, first into frame {irregular[0]} "
+                "(loosely converged or damaged frames?); they stay, their kicks carry the difference.",
+                irregular,
             )
         )
     if repeated := repeated_frames(run):

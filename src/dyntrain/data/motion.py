@@ -46,6 +46,12 @@ class DtFit:
         return self.curvature + 3 * self.curvature_error < _CURVATURE_STRIDED
 
 
+def cosine(x: FloatArray, y: FloatArray) -> float:
+    """Σxy / √(Σx² Σy²), the correlation of what has no mean; 0 where one of them vanishes."""
+    norm = float(np.sqrt((x * x).sum() * (y * y).sum()))
+    return float((x * y).sum()) / norm if norm > 0 else 0.0
+
+
 def second_difference(x: FloatArray) -> FloatArray:
     """x(k+1) − 2x(k) + x(k−1) along the first axis, [n − 2, ...]."""
     return x[2:] - 2 * x[1:-1] + x[:-2]
@@ -141,7 +147,7 @@ def fit_dt(
     if curvature - 3 * bend_error > _CURVATURE_STRIDED and both[0] > 0:
         squared_dt, fitted = both[0], both[0] * right + both[1] * bend
     dt = float(np.sqrt(squared_dt)) if squared_dt > 0 else np.nan
-    correlation = _correlation(left, fitted) * (1.0 if squared_dt > 0 else -1.0)
+    correlation = cosine(left, fitted) * (1.0 if squared_dt > 0 else -1.0)
     spread = np.sqrt(((left - fitted) ** 2).sum() / (left.size * (right * right).sum()))
     return DtFit(dt, correlation, residual, float(0.5 * spread / abs(squared_dt)), curvature, bend_error)
 
@@ -164,11 +170,6 @@ def _residual(left: FloatArray, fitted: FloatArray) -> float:
     gap = np.linalg.norm((left - fitted).reshape(-1, 3), axis=1)
     size = np.linalg.norm(fitted.reshape(-1, 3), axis=1)
     return float(np.median(gap[size > 0] / size[size > 0]))
-
-
-def _correlation(x: FloatArray, y: FloatArray) -> float:
-    norm = np.sqrt((x * x).sum() * (y * y).sum())
-    return float((x * y).sum() / norm) if norm > 0 else 0.0
 
 
 def orthonormal(*directions: FloatArray) -> FloatArray:

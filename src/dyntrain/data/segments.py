@@ -157,7 +157,7 @@ def collate(segments: Sequence[Segment], trajectories: Sequence[Trajectory]) -> 
     """One batch of the given windows (equal lengths; any sizes, compositions, cells and time steps).
 
     Raises:
-        UserError: a window that leaves its run, crosses a break, or comes from a run whose cell changes.
+        UserError: a window that leaves its run or crosses a break.
     """
     if not segments:
         raise ValueError("collate needs at least one segment")
@@ -179,20 +179,37 @@ def collate(segments: Sequence[Segment], trajectories: Sequence[Trajectory]) -> 
         energies[:, number] = run.energies[frames]
 
     targets = Targets(*(torch.from_numpy(a) for a in (positions, velocities, forces, energies)))
+    cells = torch.from_numpy(_cells(segments, runs, length))
+    fixed = None
+    if any(run.fixed_atoms for run in runs):
+        fixed = torch.from_numpy(
+            np.concatenate([np.zeros(run.n_atoms, bool) if run.fixed is None else run.fixed for run in runs])
+        )
     state = State(
         positions=targets.positions[0].clone(),
         velocities=targets.velocities[0].clone(),
         masses=torch.from_numpy(np.concatenate([run.masses for run in runs])),
         atomic_numbers=torch.from_numpy(np.concatenate([run.atomic_numbers for run in runs])),
         system_idx=torch.from_numpy(np.repeat(np.arange(len(runs), dtype=np.int64), counts)),
-        cell=torch.from_numpy(
-            np.stack([run.cell_at(s.start) for s, run in zip(segments, runs, strict=True)])
-        ),
+        cell=cells[0].clone(),
         pbc=torch.from_numpy(np.stack([run.pbc for run in runs])),
+        fixed=fixed,
     )
     dt = torch.tensor([run.dt for run in runs], dtype=torch.float64)
     kicks = VelocityVerlet(dt).record_kicks(targets.positions, targets.velocities, targets.forces, state)
+    if not all(run.fixed_cell for run in runs):
+        kicks = Kicks(kicks.positions, kicks.velocities, cells[1:])
     return Batch(state, targets, kicks, dt, tuple(segments))
+
+
+def _cells(segments: Sequence[Segment], runs: Sequence[Trajectory], length: int) -> np.ndarray:
+    """Cells along the windows, [length, n_systems, 3, 3] Å."""
+    cells = np.empty((length, len(runs), 3, 3))
+    for number, (segment, run) in enumerate(zip(segments, runs, strict=True)):
+        cells[:, number] = (
+            run.cell if run.cell.ndim == 2 else run.cell[segment.start : segment.start + length]
+        )
+    return cells
 
 
 def _check_window(segment: Segment, run: Trajectory, length: int) -> None:
@@ -204,8 +221,6 @@ def _check_window(segment: Segment, run: Trajectory, length: int) -> None:
             f"{run.file}: frames {start}:{stop} are no window of this run of {run.n_frames} frames with "
             f"breaks at {list(run.breaks)}."
         )
-    if not run.fixed_cell:
-        raise UserError(f"{run.file}: the cell changes along the run; such runs cannot be trained on yet.")
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> IntArray:

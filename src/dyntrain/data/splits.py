@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ase.data import chemical_symbols
 
-from dyntrain.data.trajectory import Trajectory
+from dyntrain.data.trajectory import ARRAYS, Trajectory
 from dyntrain.errors import UserError
 
 
@@ -25,14 +26,34 @@ class Split:
         for name in ("train", "validation"):
             if not getattr(self, name):
                 raise UserError(f"The {name} split is empty: give it at least one run.")
+        self._check_elements()
+        self._check_disjoint()
+
+    def _check_elements(self) -> None:
         known = {int(z) for run in self.train for z in run.atomic_numbers}
-        for name in ("validation", "test"):
-            for run in getattr(self, name):
-                if unseen := sorted({int(z) for z in run.atomic_numbers} - known):
-                    raise UserError(
-                        f"{run.file} in {name} holds {', '.join(chemical_symbols[z] for z in unseen)}, which "
-                        "no training run has; move a run with these elements to train."
-                    )
+        for run in (*self.validation, *self.test):
+            if unseen := sorted({int(z) for z in run.atomic_numbers} - known):
+                raise UserError(
+                    f"{run.file}, held out, has {', '.join(chemical_symbols[z] for z in unseen)}, which no "
+                    "training run has; move a run with these elements to train."
+                )
+
+    def _check_disjoint(self) -> None:
+        named = [(name, run) for name in ("train", "validation", "test") for run in getattr(self, name)]
+        for (name, run), (other_name, other) in itertools.combinations(named, 2):
+            if name != other_name and _share_frames(run, other):
+                raise UserError(
+                    f"{run.file} is in both {name} and {other_name}; a frame belongs to one split only."
+                )
+
+
+def _share_frames(run: Trajectory, other: Trajectory) -> bool:
+    if run is other:
+        return True
+    if run.file == ARRAYS or Path(run.file).resolve() != Path(other.file).resolve():
+        return False
+    later, earlier = (run, other) if run.first_frame > other.first_frame else (other, run)
+    return later.first_frame < earlier.first_frame + earlier.n_frames
 
 
 def explicit_split(
@@ -41,15 +62,8 @@ def explicit_split(
     """The user's own choice of runs.
 
     Raises:
-        UserError: an empty split, or the same file in two of them.
+        UserError: an empty split, a run in two of them, or elements that only held-out runs have.
     """
-    named = {"train": train, "validation": validation, "test": test}
-    seen: dict[Path, str] = {}
-    for name, runs in named.items():
-        for file in {Path(run.file).resolve() for run in runs}:
-            if file in seen:
-                raise UserError(f"{file} is in both {seen[file]} and {name}; a run belongs to one split.")
-            seen[file] = name
     return Split(list(train), list(validation), list(test), "As listed in the configuration.")
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from dyntrain.data.motion import moving_atoms, second_difference
+from dyntrain.data.motion import cosine, moving_atoms, second_difference
 from dyntrain.data.trajectory import FloatArray, Trajectory
 
 Ensemble = Literal["nve", "nose-hoover", "berendsen", "csvr", "langevin", "rescaling", "unknown"]
@@ -115,9 +115,9 @@ def is_white_noise(motion: Motion, dt: float) -> bool:
     per_atom = np.einsum("kia,kia->i", noise, noise) / (3 * n)
     kinetic = motion.temperature.mean() / (3 * noise.shape[1])
     even = per_atom.max() < 3 * per_atom.min()
-    later = max(abs(_correlation(noise[lag:], noise[:-lag])) for lag in (2, 3, 5))
+    later = max(abs(cosine(noise[lag:], noise[:-lag])) for lag in (2, 3, 5))
     bounded = per_atom.mean() < 2 * kinetic
-    return bool(even and later < 0.15 and bounded and abs(_correlation(noise, motion.pulls)) < 0.15)
+    return bool(even and later < 0.15 and bounded and abs(cosine(noise, motion.pulls)) < 0.15)
 
 
 def _lagged(x: FloatArray, y: FloatArray) -> float:
@@ -126,12 +126,7 @@ def _lagged(x: FloatArray, y: FloatArray) -> float:
 
 
 def _pearson(x: FloatArray, y: FloatArray) -> float:
-    return _correlation(x - x.mean(), y - y.mean())
-
-
-def _correlation(x: FloatArray, y: FloatArray) -> float:
-    norm = float(np.sqrt((x * x).sum() * (y * y).sum()))
-    return float((x * y).sum()) / norm if norm > 0 else 0.0
+    return cosine(x - x.mean(), y - y.mean())
 
 
 def _median_ratio(gap: FloatArray, size: FloatArray) -> float:

@@ -58,8 +58,8 @@ def _from_times(times: np.ndarray, key: str, file: str) -> tuple[float | None, t
     if steps.size == 0:
         return None, (), []
     interval = float(np.median(steps))
-    # Times are often printed with few digits: 1 % of the step, or their last digit, is no jump.
-    odd = np.abs(steps - interval) > np.maximum(0.01 * abs(interval), 1e-9 * np.abs(times).max())
+    # A jump is off by a whole step; less than a quarter of one is what few printed digits leave.
+    odd = np.abs(steps - interval) > 0.25 * abs(interval)
     if interval <= 0 or odd.mean() > 0.1:
         raise UserError(
             f"{file}: the time stamps `{key}` do not rise evenly (steps from {steps.min():g} to "

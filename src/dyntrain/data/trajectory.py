@@ -27,6 +27,12 @@ IntArray = npt.NDArray[np.int64]
 # `slice` is a method below, so its type needs another name inside the class.
 _Slice = slice
 
+# No position, velocity, force or energy comes near (ASE's units); squares of larger ones would overflow.
+_ABSURD = 1e12
+
+ARRAYS = "(arrays)"
+"""The `file` of a run that was not read from one."""
+
 VelocitiesOrigin = Literal["read", "rebuilt", "shifted"]
 DtOrigin = Literal["given", "file", "inferred"]
 
@@ -48,6 +54,7 @@ class Trajectory:
     masses         [n_atoms]                   u
     dt             number                      ASE time       between frames
     breaks         frame indices b, ascending                 no window may hold both b − 1 and b
+    fixed_atoms    atom indices, ascending                    atoms that never move
     ============== =========================== ============== ==========================================
 
     Provenance: `file`, `reader`, `first_frame` (number in the file of frame 0 here), `notes` (plain
@@ -69,13 +76,14 @@ class Trajectory:
     masses: FloatArray
     dt: float
     breaks: tuple[int, ...] = ()
-    file: str = "(arrays)"
+    file: str = ARRAYS
     reader: str = "arrays"
     first_frame: int = 0
     notes: tuple[str, ...] = ()
     velocities_origin: VelocitiesOrigin = "read"
     dt_origin: DtOrigin = "given"
     wrapped: bool = False
+    fixed_atoms: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("positions", "velocities", "forces", "energies", "cell", "masses"):
@@ -175,6 +183,11 @@ class Trajectory:
         return self.cell if self.cell.ndim == 2 else self.cell[frame]
 
     @property
+    def fixed(self) -> npt.NDArray[np.bool_] | None:
+        """Which atoms never move, [n_atoms]; None where all do."""
+        return np.isin(np.arange(self.n_atoms), self.fixed_atoms) if self.fixed_atoms else None
+
+    @property
     def stretches(self) -> list[tuple[int, int]]:
         """The parts between breaks as (first frame, frame after the last)."""
         edges = [0, *self.breaks, self.n_frames]
@@ -189,6 +202,7 @@ class Trajectory:
             velocities=self.velocities[frame].copy(),
             cell=self.cell_at(frame).copy(),
             pbc=self.pbc.copy(),
+            fixed=self.fixed,
         )
 
     def kicks(self, start: int = 0, stop: int | None = None) -> Kicks:
@@ -204,7 +218,11 @@ class Trajectory:
         positions, velocities, forces = (
             torch.from_numpy(array[frames].copy()) for array in (self.positions, self.velocities, self.forces)
         )
-        return VelocityVerlet(self.dt).record_kicks(positions, velocities, forces, self.state(start))
+        kicks = VelocityVerlet(self.dt).record_kicks(positions, velocities, forces, self.state(start))
+        if self.fixed_cell:
+            return kicks
+        cells = torch.from_numpy(self.cell[frames][1:].copy())
+        return Kicks(kicks.positions, kicks.velocities, cells[:, None])
 
     def slice(self, start: int, stop: int) -> Trajectory:
         """Frames start … stop − 1 as a run of their own: views, no copies; breaks and dt are kept."""
@@ -242,15 +260,15 @@ class Trajectory:
 
 
 def check_finite(array: FloatArray, name: str, file: str, first_frame: int = 0) -> None:
-    """Refuse NaN and infinity in an array [n_frames, ...], naming the first frame (and atom) that has one."""
-    finite = np.isfinite(array)
+    """Refuse NaN, infinity and absurd size in an array [n_frames, ...], naming the first frame (and atom)."""
+    finite = np.abs(array) < _ABSURD  # false for NaN as well
     if finite.all():
         return
     where = np.argwhere(~finite)[0]
     name = {"energies": "energy"}.get(name, name)
     atom = f" of atom {where[1]}" if where.size > 1 and name != "cell" else ""
     raise UserError(
-        f"{file}, frame {first_frame + where[0]}: {name}{atom} is {array[tuple(where)]}, expected a finite "
+        f"{file}, frame {first_frame + where[0]}: {name}{atom} is {array[tuple(where)]:g}, expected a finite "
         "number; remove the frame or repair the file."
     )
 

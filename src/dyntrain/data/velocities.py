@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dyntrain.data.motion import cosine
 from dyntrain.data.trajectory import FloatArray
 from dyntrain.errors import UserError
 from dyntrain.units import BOHR, FS
@@ -158,7 +159,6 @@ def _moved_and_mean(
 
 
 def _match(moved: FloatArray, mean: FloatArray, advice: str) -> _Match:
-    product, square, norm = (moved * mean).sum(), (mean * mean).sum(), (moved * moved).sum()
-    if not (square > 0 and norm > 0):
-        return _Match(0.0, np.nan, advice)
-    return _Match(float(product / np.sqrt(square * norm)), float(product / square), advice)
+    square = float((mean * mean).sum())
+    factor = float((moved * mean).sum()) / square if square > 0 else np.nan
+    return _Match(cosine(moved, mean), factor, advice)

@@ -1,0 +1,1 @@
+"""Formats: one module a code or layout, each giving a RawRun; `table` says which file is whose."""

@@ -1,0 +1,95 @@
+"""Frames: what the readers share on the way from parsed numbers to a RawRun."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from ase.data import atomic_masses, atomic_numbers
+
+from dyntrain.data.trajectory import FloatArray, IntArray
+from dyntrain.errors import UserError
+
+_DEUTERIUM, _TRITIUM = 2.01410178, 3.01604928
+
+
+def numbers_of(labels: Sequence[str], file: Path | str) -> IntArray:
+    """Atomic numbers of labels as codes print them: C, H1, Fe_pv, O:2, D, int64 [n_atoms].
+
+    Raises:
+        UserError: a label that starts with no element.
+    """
+    known = {label: _number_of(label, file) for label in set(labels)}
+    return np.array([known[label] for label in labels], dtype=np.int64)
+
+
+def _number_of(label: str, file: Path | str) -> int:
+    if label in ("D", "T"):
+        return 1
+    match = re.match(r"[A-Za-z]{1,2}", label)
+    if match:
+        for symbol in (match[0].capitalize(), match[0][0].upper()):
+            if symbol in atomic_numbers and symbol != "X":
+                return int(atomic_numbers[symbol])
+    raise UserError(f"{file}: the atom label {label!r} names no element.")
+
+
+def standard_masses(labels: Sequence[str], numbers: IntArray) -> FloatArray:
+    """Standard atomic masses, u [n_atoms]; D and T are the isotopes."""
+    masses = np.array(atomic_masses[numbers], dtype=np.float64)
+    for number, label in enumerate(labels):
+        if label in ("D", "T"):
+            masses[number] = _DEUTERIUM if label == "D" else _TRITIUM
+    return masses
+
+
+def one_cell(cells: Sequence[FloatArray] | FloatArray) -> FloatArray:
+    """[3, 3] where all frames have the same cell, else [n_frames, 3, 3]."""
+    stacked = np.asarray(cells, dtype=np.float64)
+    return stacked[0] if (stacked == stacked[0]).all() else stacked
+
+
+def common_length(file: Path | str, lengths: dict[str, int], notes: list[str]) -> int:
+    """The number of frames that all files of a run have, with a note where some have more.
+
+    A job that is killed leaves its files a few frames apart.
+
+    Raises:
+        UserError: a file without any frame.
+    """
+    shortest = min(lengths, key=lambda name: lengths[name])
+    n_frames = lengths[shortest]
+    if n_frames == 0:
+        raise UserError(f"{file}: {shortest} holds no complete frame.")
+    if max(lengths.values()) > n_frames:
+        longer = ", ".join(f"{name} {count}" for name, count in lengths.items() if count > n_frames)
+        notes.append(
+            f"Only the first {n_frames} frames are used, as many as {shortest} has ({longer}): the run was cut "
+            "off."
+        )
+    return n_frames
+
+
+def check_same_steps(file: Path | str, steps: dict[str, Sequence[int]], n_frames: int) -> None:
+    """Refuse files of one run whose frames belong to different steps."""
+    (first, expected), *others = steps.items()
+    for name, found in others:
+        for frame in range(n_frames):
+            if found[frame] != expected[frame]:
+                raise UserError(
+                    f"{file}: frame {frame} is step {expected[frame]} in {first} but {found[frame]} in {name}; "
+                    "the files must be of one run and written at the same steps."
+                )
+
+
+def missing_files(file: Path | str, needed: Iterable[str], why: str) -> UserError:
+    """The refusal of a run of which files are missing."""
+    names = list(needed)
+    listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    are = "is" if len(names) == 1 else "are"
+    return UserError(f"{file}: {listed} {are} missing beside it; {why}.")
+
+
+CUT_OFF = "The last frame is incomplete (the run was cut off); it is left out."

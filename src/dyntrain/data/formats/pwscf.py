@@ -1,0 +1,161 @@
+"""Quantum ESPRESSO pw.x: the output of an MD calculation."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from dyntrain.data.formats.frames import CUT_OFF, numbers_of, one_cell
+from dyntrain.data.formats.text import Lines, floats, reading
+from dyntrain.data.raw import RawRun
+from dyntrain.data.trajectory import FloatArray
+from dyntrain.errors import UserError
+from dyntrain.units import AUT, BOHR, FS, HARTREE
+
+# pw.x works in Rydberg units: energies of ½ hartree, and a unit of time twice as long as hartree's.
+_RYDBERG = HARTREE / 2
+_TIME_UNIT_FS = 2 * AUT / FS
+
+
+def read_pwscf(file: Path) -> RawRun:
+    """Read the run; positions before the first step stand in the header, those of later ones after each step.
+
+    Raises:
+        UserError: no MD run, or damaged content.
+    """
+    run = _Pwscf(file)
+    with reading(file, "a pw.x output") as lines:
+        for line in lines:
+            run.take(line, lines)
+        return run.finish(lines.cut)
+
+
+class _Pwscf:
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.n_atoms = 0
+        self.alat: float | None = None
+        self.cell: FloatArray | None = None
+        self.labels: list[str] = []
+        self.species_masses: dict[str, float] = {}
+        self.dt: float | None = None
+        self.next_positions: FloatArray | None = None
+        self.energy: float | None = None
+        self.positions: list[FloatArray] = []
+        self.forces: list[FloatArray] = []
+        self.cells: list[FloatArray] = []
+        self.energies: list[float] = []
+        self.started = 0
+
+    def take(self, line: str, lines: Lines) -> None:
+        if line.startswith("!") and "total energy" in line:
+            self.energy = float(line.split("=")[1].split()[0]) * _RYDBERG
+        elif "Forces acting on atoms" in line:
+            self._frame(lines)
+        elif line.startswith("ATOMIC_POSITIONS"):
+            self._positions(line, lines)
+        elif line.startswith("CELL_PARAMETERS"):
+            self._cell(line, lines)
+        elif "Time step" in line and "a.u." in line:
+            self.dt = float(line.split("=")[1].split()[0]) * _TIME_UNIT_FS
+        elif "Entering Dynamics" in line:
+            self.started += 1
+        elif not self.positions:
+            self._header(line, lines)
+
+    def _header(self, line: str, lines: Lines) -> None:
+        if "number of atoms/cell" in line:
+            self.n_atoms = int(line.split("=")[1])
+        elif "lattice parameter (alat)" in line:
+            self.alat = float(line.split("=")[1].split()[0]) * BOHR
+        elif line.lstrip().startswith("celldm(1)="):
+            self.alat = float(line.split("=")[1].split()[0]) * BOHR or self.alat
+        elif "crystal axes:" in line and self.alat and (rows := lines.take(3)) is not None:
+            self.cell = floats([_after_bracket(row) for row in rows]) * self.alat
+        elif "atomic species   valence    mass" in line:
+            for row in lines:
+                if len(words := row.split()) < 3:
+                    break
+                self.species_masses[words[0]] = float(words[2])
+        elif "positions (alat units)" in line and self.alat:
+            if (rows := lines.take(self.n_atoms)) is not None:
+                self.labels = [row.split()[1] for row in rows]
+                self.next_positions = floats([_after_bracket(row) for row in rows]) * self.alat
+
+    def _positions(self, line: str, lines: Lines) -> None:
+        self.next_positions = None
+        rows = lines.take(self.n_atoms)
+        if rows is None or self.cell is None:
+            return
+        if [row.split()[0] for row in rows] != self.labels:
+            raise UserError(f"{self.file}, frame {len(self.positions)}: the atoms differ from those of frame 0.")
+        values = floats(rows, first=1)
+        unit = _unit_of(line)
+        if unit == "crystal":
+            self.next_positions = values @ self.cell
+        else:
+            self.next_positions = values * self._scale(unit)
+
+    def _cell(self, line: str, lines: Lines) -> None:
+        if (rows := lines.floats(3)) is None:
+            return
+        unit = _unit_of(line)
+        if unit.startswith("alat="):  # (alat= 10.18000000), in bohr
+            self.cell = rows * float(unit.split("=")[1]) * BOHR
+        else:
+            self.cell = rows * self._scale(unit)
+
+    def _scale(self, unit: str) -> float:
+        known = {"angstrom": 1.0, "bohr": BOHR, "alat": self.alat, "": self.alat}
+        if (scale := known.get(unit)) is None:
+            raise UserError(f"{self.file}: unknown unit ({unit}) of positions or cell.")
+        return scale
+
+    def _frame(self, lines: Lines) -> None:
+        rows: list[str] = []
+        for line in lines:
+            if "force =" in line:
+                rows.append(line.split("force =")[1])
+            if len(rows) == self.n_atoms:
+                break
+        if len(rows) < self.n_atoms or self.energy is None or self.next_positions is None or self.cell is None:
+            return
+        self.forces.append(floats(rows) * (_RYDBERG / BOHR))
+        self.positions.append(self.next_positions)
+        self.cells.append(self.cell)
+        self.energies.append(self.energy)
+        self.next_positions = self.energy = None
+
+    def finish(self, cut: bool) -> RawRun:
+        if not self.started:
+            raise UserError(f"{self.file}: no step of molecular dynamics is in this pw.x output.")
+        if not self.positions:
+            raise UserError(f"{self.file} holds no complete step.")
+        if unknown := sorted(set(self.labels) - self.species_masses.keys()):
+            raise UserError(f"{self.file}: no mass is given for {', '.join(unknown)}.")
+        return RawRun(
+            file=str(self.file),
+            reader="Quantum ESPRESSO pw.x",
+            positions=np.stack(self.positions),
+            forces=np.stack(self.forces),
+            energies=np.array(self.energies),
+            cell=one_cell(self.cells),
+            pbc=np.ones(3, dtype=bool),
+            atomic_numbers=numbers_of(self.labels, self.file),
+            masses=np.array([self.species_masses[label] for label in self.labels]),
+            dt_fs=self.dt,
+            notes=[CUT_OFF] if cut or self.started > len(self.positions) else [],
+        )
+
+
+def _after_bracket(row: str) -> str:
+    """The words behind the last opening bracket of `a(1) = (  -0.5  0.0  0.5 )`."""
+    return row.rpartition("(")[2]
+
+
+def _unit_of(line: str) -> str:
+    """The unit of `ATOMIC_POSITIONS (alat)` or `CELL_PARAMETERS (alat= 10.18)`, lower case."""
+    match = re.search(r"[({]\s*(.*?)\s*[)}]", line)
+    return match[1].replace(" ", "").lower() if match else ""

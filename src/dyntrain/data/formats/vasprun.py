@@ -1,0 +1,142 @@
+"""VASP's vasprun.xml: every step's structure, free energy and forces, with POTIM and POMASS, streamed."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from dyntrain.data.formats.frames import CUT_OFF, numbers_of, one_cell
+from dyntrain.data.formats.text import DAMAGE, damaged, open_packed
+from dyntrain.data.raw import RawRun
+from dyntrain.data.trajectory import FloatArray
+from dyntrain.errors import UserError
+
+# expat's codes for a document that ends too early: the job was killed, what came before is good.
+_ENDS_EARLY = (3, 5)
+
+
+def read_vasprun(file: Path) -> RawRun:
+    """Read the run; forces belong to the free energy, so that is the energy taken.
+
+    Raises:
+        UserError: no MD run, damaged content, or steps without forces.
+    """
+    run = _Vasprun(file)
+    try:
+        with open_packed(file) as stream:
+            for element in _elements(stream, run):
+                run.take(element)
+    except UserError:
+        raise
+    except (ET.ParseError, *DAMAGE) as error:
+        raise damaged(file, "a vasprun.xml", error, f", frame {len(run.positions)},") from error
+    return run.finish()
+
+
+def _elements(stream: object, run: _Vasprun) -> Iterator[ET.Element]:
+    """The document's main parts as each ends; freed after use, so that long runs stay small."""
+    depth = 0
+    try:
+        for event, element in ET.iterparse(stream, events=("start", "end")):  # type: ignore[arg-type]
+            depth += 1 if event == "start" else -1
+            if event == "end" and depth == 1:
+                yield element
+                element.clear()
+    except ET.ParseError as error:
+        if error.code not in _ENDS_EARLY or not run.positions:
+            raise
+        run.notes.append(CUT_OFF)
+
+
+class _Vasprun:
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.labels: list[str] = []
+        self.masses: list[float] = []
+        self.potim: float | None = None
+        self.notes: list[str] = []
+        self.positions: list[FloatArray] = []
+        self.forces: list[FloatArray] = []
+        self.cells: list[FloatArray] = []
+        self.energies: list[float] = []
+
+    def take(self, element: ET.Element) -> None:
+        if element.tag == "parameters":
+            self._parameters(element)
+        elif element.tag == "atominfo":
+            self._atoms(element)
+        elif element.tag == "structure":
+            self._selective(element)
+        elif element.tag == "calculation":
+            self._frame(element)
+
+    def _parameters(self, element: ET.Element) -> None:
+        values = {i.get("name"): (i.text or "").strip() for i in element.iter("i")}
+        ibrion = values.get("IBRION", "0")
+        if ibrion != "0":
+            raise UserError(f"{self.file}: IBRION = {ibrion}, so this is no molecular dynamics (IBRION = 0).")
+        self.potim = float(values["POTIM"]) if "POTIM" in values else None
+        if values.get("ML_LMLFF", "F").strip(".").upper().startswith("T"):
+            self.notes.append(
+                "VASP's machine-learned force field was on: energies and forces of some frames may be its own."
+            )
+
+    def _atoms(self, element: ET.Element) -> None:
+        tables = {table.get("name"): table for table in element.iter("array")}
+        types = [[(c.text or "").strip() for c in row] for row in tables["atomtypes"].iter("rc")]
+        for row in tables["atoms"].iter("rc"):
+            label, kind = ((c.text or "").strip() for c in row)
+            self.labels.append(label)
+            self.masses.append(float(types[int(kind) - 1][2]))
+
+    def _selective(self, element: ET.Element) -> None:
+        free = element.find("varray[@name='selective']")
+        if element.get("name") != "initialpos" or free is None:
+            return
+        fixed = [(v.text or "").split() for v in free]
+        whole = sum(flags == ["F"] * 3 for flags in fixed)
+        partly = sum("F" in flags for flags in fixed) - whole
+        self.notes.append(
+            f"Selective dynamics: {whole} atoms are fixed" + (f", {partly} partly." if partly else ".")
+        )
+
+    def _frame(self, element: ET.Element) -> None:
+        frame, structure = len(self.positions), element.find("structure")
+        forces = element.find("varray[@name='forces']")
+        energy = element.find("energy/i[@name='e_fr_energy']")
+        if structure is None or forces is None or energy is None:
+            raise UserError(f"{self.file}, frame {frame} has no structure, forces or energy.")
+        cell = _vectors(structure.find("crystal/varray[@name='basis']"))
+        fractional = _vectors(structure.find("varray[@name='positions']"))
+        self.cells.append(cell)
+        self.positions.append(fractional @ cell)
+        self.forces.append(_vectors(forces))
+        self.energies.append(float(energy.text or ""))
+        shapes = {self.positions[-1].shape, self.forces[-1].shape, (len(self.labels), 3)}
+        if len(shapes) > 1 or cell.shape != (3, 3):
+            raise UserError(f"{self.file}, frame {frame}: positions or forces are not of {len(self.labels)} atoms.")
+
+    def finish(self) -> RawRun:
+        if not self.positions:
+            raise UserError(f"{self.file} holds no complete ionic step.")
+        return RawRun(
+            file=str(self.file),
+            reader="VASP vasprun.xml",
+            positions=np.stack(self.positions),
+            forces=np.stack(self.forces),
+            energies=np.array(self.energies),
+            cell=one_cell(self.cells),
+            pbc=np.ones(3, dtype=bool),
+            atomic_numbers=numbers_of(self.labels, self.file),
+            masses=np.array(self.masses),
+            dt_fs=self.potim,
+            notes=self.notes,
+        )
+
+
+def _vectors(table: ET.Element | None) -> FloatArray:
+    rows = [] if table is None else [(v.text or "").split() for v in table.iter("v")]
+    return np.array(rows, dtype=np.float64).reshape(len(rows), 3)
