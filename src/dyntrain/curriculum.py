@@ -1,4 +1,4 @@
-"""Curricula: pure state machines that say how long segments are and how fast to learn; they know no optimiser."""
+"""Curricula: pure state machines that say how long segments are and how fast to learn; no optimiser here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 Score = tuple[int, float]
-"""How good a validation was, smaller is better: (roll-outs that burst, loss of the others)."""
+"""How good a validation was, smaller is better: (frames never reached for bursts, loss of the others)."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class PlateauCurriculum:
         """``progress`` (share of the budget spent) plays no part here."""
         return Plan(state.segment_length, state.lr)
 
-    def after_validation(self, state: CurriculumState, score: Score) -> CurriculumState:
+    def after_validation(self, state: CurriculumState, score: Score, progress: float) -> CurriculumState:
+        """``progress`` plays no part here."""
         if state.best is None or score < state.best:
             return replace(state, best=score, epochs_since_best=0)
         waited = state.epochs_since_best + 1
@@ -86,7 +87,7 @@ class ScheduleCurriculum:
     Args:
         stages: segment lengths and their shares of the budget (any positive numbers; they are scaled to 1).
         warmup: share of the budget over which the rate first rises linearly.
-        stop_after: end after so many epochs without a better score at the last stage's S; None: never.
+        stop_after: end after so many epochs of the last stage without a better score; None: never.
     """
 
     stages: Sequence[Stage]
@@ -104,19 +105,25 @@ class ScheduleCurriculum:
 
     def plan(self, state: CurriculumState, progress: float) -> Plan:
         """S and learning rate when the share ``progress`` (0 … 1) of the budget is spent."""
-        total, passed, length = sum(stage.share for stage in self.stages), 0.0, 0
-        for stage in self.stages:
-            length = stage.segment_length
-            passed += stage.share / total
-            if progress < passed:
-                break
+        length = self.stages[self._stage_at(progress)].segment_length
         rise = min(1.0, (progress + 1e-3) / self.warmup) if self.warmup > 0 else 1.0
         fall = 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
         return Plan(length, rise * (self.floor + (self.lr - self.floor) * fall))
 
-    def after_validation(self, state: CurriculumState, score: Score) -> CurriculumState:
+    def _stage_at(self, progress: float) -> int:
+        total, passed = sum(stage.share for stage in self.stages), 0.0
+        for number, stage in enumerate(self.stages):
+            passed += stage.share / total
+            if progress < passed:
+                return number
+        return len(self.stages) - 1
+
+    def after_validation(self, state: CurriculumState, score: Score, progress: float) -> CurriculumState:
+        """Remembers the best score; ends the training early only in the last stage."""
         if state.best is None or score < state.best:
             return replace(state, best=score, epochs_since_best=0)
+        if self._stage_at(progress) < len(self.stages) - 1:
+            return state
         waited = state.epochs_since_best + 1
         finished = self.stop_after is not None and waited >= self.stop_after
         return replace(state, epochs_since_best=waited, finished=finished)

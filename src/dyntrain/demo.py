@@ -45,7 +45,7 @@ class DemoSettings:
 
     n_training_runs: int = 3
     n_steps: int = 1000
-    n_held_out_steps: int = 1200
+    n_held_out_steps: int = 2000
     n_validation_steps: int = 400
     training_time: str = "95s"
     epochs: int = 16
@@ -145,7 +145,9 @@ def _make_aimd(folder: Path, settings: DemoSettings, observer: DemoObserver) -> 
     def make(part: str, n_runs: int, n_steps: int, number: int) -> list[Path]:
         aimd = AimdSettings(system="ethanol", n_steps=n_steps, seed=3 * settings.seed + number)
         with observer.aimd(f"{part}: {n_runs} × {n_steps} steps of 0.5 fs") as progress:
-            return generate_aimd(aimd, folder / part, n_runs=n_runs, workers=min(2, n_runs), progress=progress)
+            return generate_aimd(
+                aimd, folder / part, n_runs=n_runs, workers=min(2, n_runs), progress=progress
+            )
 
     return _Files(
         train=make("train", settings.n_training_runs, settings.n_steps, 0),
@@ -248,7 +250,7 @@ def _provenance(
         "labelled frames of each arm": f"{frames} of {settings.n_training_runs} runs",
         "held-out run": f"{files.held_out[0]}, {settings.n_held_out_steps + 1} frames",
         "budget of each arm": f"{budget.evaluations:g} evaluations (cost of one in a roll-out: "
-        f"{budget.costs.get('rollout', 1.0):g})",
+        f"{budget.costs.rollout:g})",
         "time spent training": ", ".join(
             f"{name} {result.progress.wall_s:.0f} s wall, {result.progress.cpu_s:.0f} s CPU"
             for name, result in trained.items()

@@ -51,6 +51,10 @@ class StepWeights:
             return 1.0
         return self.first if step == 0 else self.later
 
+    def total(self, segment_length: int) -> float:
+        """Sum of the weights of all steps."""
+        return sum(self.at(step, segment_length) for step in range(segment_length))
+
 
 def counts(state: State) -> Tensor:
     """How many things a batch averages over: atoms of each element, then systems; float64 [120].
@@ -61,6 +65,11 @@ def counts(state: State) -> Tensor:
     elements = torch.bincount(state.atomic_numbers, minlength=_N_ELEMENTS)
     systems = torch.tensor([state.n_systems], device=state.device)
     return torch.cat([elements, systems]).double()
+
+
+def no_counts(device: torch.device | str = "cpu") -> Tensor:
+    """``counts`` of nothing."""
+    return torch.zeros(_N_ELEMENTS + 1, dtype=torch.float64, device=device)
 
 
 def _deviation(delta: Tensor, term: Term) -> Tensor:
@@ -101,7 +110,7 @@ class Loss:
         weight = self.step_weights.at(frame.step, segment_length)
         whole = frame.systems.numel() == start.n_systems
         atoms = slice(None) if whole else start.atoms_of(frame.systems)
-        parts = {}
+        parts: dict[str, Tensor] = {}
         for term in self.active_terms(segment_length):
             if term.quantity == "energy":
                 reference = targets.energies[frame.step][frame.systems]

@@ -51,10 +51,10 @@ class Burst:
 
 
 class Simulation:
-    """Free motion (NVE) of a batch of systems; iterate once to run it.
+    """Free motion (NVE) of a batch of systems; iterating runs it.
 
     Attributes:
-        bursts: the systems lost so far, each with step, atom and reason; complete after the iteration.
+        bursts: the systems lost so far, each with step, atom and reason; complete once the iteration ends.
         n_steps_done: the last step that was sound.
     """
 
@@ -76,6 +76,7 @@ class Simulation:
 
     @torch.no_grad()
     def __iter__(self) -> Iterator[Frame]:
+        self.bursts, self.n_steps_done = [], 0
         frames = rollout(
             self._potential,
             self._start,

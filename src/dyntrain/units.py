@@ -13,3 +13,6 @@ BOHR = float(_ase.Bohr)
 
 HARTREE = float(_ase.Hartree)
 """One hartree in eV."""
+
+AUT = float(_ase._aut * _ase.second)
+"""One atomic unit of time (ħ/hartree) in ASE time."""

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 def demo(
-    short: Annotated[bool, typer.Option("--short", help="Smaller numbers, the same code: under 90 s.")] = False,
+    short: Annotated[
+        bool, typer.Option("--short", help="Smaller numbers, the same code: under 90 s.")
+    ] = False,
     output: Annotated[Path, typer.Option(help="Folder for everything; the same command goes on.")] = Path(
         "dyntrain-demo"
     ),
@@ -27,6 +29,9 @@ def demo(
     import dataclasses
 
     from dyntrain.demo import SHORT, DemoSettings, run_demo
+    from dyntrain.threads import limit_threads
+
+    limit_threads(9)  # atoms of an ethanol
 
     settings = dataclasses.replace(SHORT if short else DemoSettings(), seed=seed)
     page = run_demo(output, settings, _Console())

@@ -42,6 +42,7 @@ def evaluate(
     from dyntrain.data.readers import read_trajectories
     from dyntrain.errors import UserError
     from dyntrain.evaluate import evaluate_model, judge
+    from dyntrain.threads import limit_threads
 
     if horizon <= 0:
         raise UserError(f"--horizon must be a time in fs above 0, got {horizon:g}")
@@ -58,11 +59,12 @@ def evaluate(
     models = [model, *(more or [])]
     potentials = [load_potential(path, device, precision) for path in models]
     runs = read_trajectories(files, dt)
+    limit_threads(max(starts, free_runs) * max(run.n_atoms for run in runs))
     console = Console()
     results = []
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        for name, potential in zip(_names(models), potentials, strict=True):
+        for name, potential in zip(model_names(models), potentials, strict=True):
             tasks: dict[str, Any] = {}
 
             def show(what: str, done: int, total: int, tasks: dict[str, Any] = tasks) -> None:
@@ -101,10 +103,9 @@ def evaluate(
         console.print(f"page: {report}", highlight=False, soft_wrap=True)
 
 
-def _names(models: Sequence[Path]) -> list[str]:
-    """The shortest file names that tell the models apart."""
-    for parts in range(1, max(len(path.parts) for path in models) + 1):
-        names = ["/".join([*path.parts[-parts:-1], path.stem]) for path in models]
+def model_names(models: Sequence[Path]) -> list[str]:
+    """Short names that tell the models apart: of their files, else of their folders, else the whole paths."""
+    for names in ([path.stem for path in models], [path.absolute().parent.name for path in models]):
         if len(set(names)) == len(names):
             return names
     return [f"{path} ({number})" for number, path in enumerate(models, 1)]

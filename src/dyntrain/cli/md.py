@@ -42,6 +42,7 @@ def md(
     from dyntrain.errors import UserError
     from dyntrain.simulate import TrajectoryWriter, check_start, device_of, draw_velocities, simulate
     from dyntrain.state import State
+    from dyntrain.threads import limit_threads
     from dyntrain.units import FS
 
     if not 0 < dt < 100:
@@ -70,6 +71,7 @@ def md(
         highlight=False,
         soft_wrap=True,
     )
+    limit_threads(state.n_atoms)
     run = simulate(potential, state.to(device_of(potential)), dt * FS, steps)
     stopped = False
     with TrajectoryWriter(output) as writer:

@@ -35,6 +35,8 @@ def train(
     settings = read_config(config)
     with TrainingBar() as bar:
         result = run(settings, devices=devices, num_nodes=num_nodes, observer=bar)
+    if not result.is_first:
+        return
     if result.finished is None:
         print(f"max_time ({settings.max_time}) is over; the same command goes on.")
     else:
@@ -75,11 +77,11 @@ class TrainingBar:
         self.task: Any = None
 
     def __enter__(self) -> TrainingBar:
-        self.bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bar.stop()
+        if self.task is not None:  # of several processes the first alone is told anything
+            self.bar.stop()
 
     def started(self, split: Split, reports: list[RunReport], config: Config, resumed: bool) -> None:
         from rich.markup import escape
@@ -96,8 +98,15 @@ class TrainingBar:
         say("Roll-outs beside recorded runs apply the runs' kicks.")
         if resumed:
             say(f"Going on from the checkpoint in {escape(config.output)}.")
-        total = 1.0 if config.budget is not None else None
+        has_end = config.budget or config.max_epochs or config.max_time
+        total = 1.0 if has_end else None
         self.task = self.bar.add_task(self.name, total=total, numbers="")
+        self.bar.start()
+
+    def note(self, text: str) -> None:
+        from rich.markup import escape
+
+        self.console.print(escape(text))
 
     def stepped(self, plan: Plan, loss: float, share: float | None, progress: Progress) -> None:
         bursts = int(progress.epoch_sums.get("burst", 0))
@@ -112,10 +121,15 @@ class TrainingBar:
 
     def validated(self, row: dict[str, Any]) -> None:
         first, mean = row["validation_force_mae_first"], row["validation_force_mae"]
-        errors = "all roll-outs burst" if mean is None else f"force MAE {first:.4f} at 0, {mean:.4f} along"
-        burst = f", [red]{row['burst_validation']} burst[/]" if row["burst_validation"] else ""
+        losses = [f"{name} {_number(row[f'{name}_loss'])}" for name in ("train", "validation")]
+        errors = "" if mean is None else f"force MAE {first:.4f} at 0, {mean:.4f} along eV/Å"
+        bursts = f"[red]{row['burst_validation']} burst[/]" if row["burst_validation"] else ""
         self.console.print(
-            f"epoch {row['epoch']:3d}  S {row['segment_length']}  lr {row['lr']:.1e}  train "
-            f"{row['train_loss']:.4f}  validation {row['validation_loss']:.4f} ({errors} eV/Å{burst})",
+            f"epoch {row['epoch']:3d}  S {row['segment_length']}  lr {row['lr']:.1e}  {'  '.join(losses)} "
+            f"({', '.join(filter(None, (errors, bursts)))})",
             highlight=False,
         )
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4f}"

@@ -13,7 +13,7 @@ from ase.data import chemical_symbols
 from dyntrain import observables
 from dyntrain.data.segments import Batch, collate, find_segments
 from dyntrain.data.trajectory import Trajectory
-from dyntrain.evaluate.starts import Progress, as_numpy, chunks_of, common_dt_fs, longest_stretch, spread
+from dyntrain.evaluate.starts import Progress, as_numpy, chunks_of, common_dt_fs, longest_horizon, spread
 from dyntrain.integrators import Kicks, VelocityVerlet
 from dyntrain.neighbors import neighbor_list
 from dyntrain.observables import FloatArray, IntArray
@@ -118,14 +118,14 @@ def rollout_errors(
     """Roll a model out from recorded starts and compare it with the recording.
 
     The recorded run's kicks are applied, so the true potential has no error whatever the ensemble; no
-    roll-out crosses a break. If no run is long enough, the longest possible horizon is used.
+    roll-out crosses a break. If no run is long enough, the longest horizon that leaves six starts is used.
 
     Args:
         potential: the model, on its device.
         trajectories: held-out runs with one time step.
         horizon_fs: how long to follow, fs.
-        n_starts: starts, drawn one from each of so many equal parts of all possible ones.
-        seed: of that draw, and of the twin runs' displacements.
+        n_starts: starts, at equal distances over all possible ones.
+        seed: draws the first of them, and of the twin runs' displacements.
         guard: when a start counts as burst; default ``BurstGuard()``.
         progress: called after each step.
 
@@ -133,7 +133,7 @@ def rollout_errors(
         UserError: no run, or different time steps.
     """
     dt_fs = common_dt_fs(trajectories)
-    n_steps = min(max(round(horizon_fs / dt_fs), 0), longest_stretch(trajectories) - 1)
+    n_steps = longest_horizon(trajectories, max(round(horizon_fs / dt_fs), 0), n_starts)
     segments = spread(find_segments(trajectories, n_steps + 1, "held-out"), n_starts, seed)
     elements = sorted({int(z) for run in trajectories for z in run.atomic_numbers})
     guard = guard if guard is not None else BurstGuard()

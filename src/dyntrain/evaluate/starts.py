@@ -34,18 +34,30 @@ def common_dt_fs(trajectories: Sequence[Trajectory]) -> float:
     return first.dt_fs
 
 
-def longest_stretch(trajectories: Sequence[Trajectory]) -> int:
-    return max(stop - first for run in trajectories for first, stop in run.stretches)
+# Where the runs are shorter than asked, following a few starts a little shorter tells more than one alone.
+_FEWEST_STARTS = 6
+
+
+def longest_horizon(trajectories: Sequence[Trajectory], n_steps: int, n_starts: int) -> int:
+    """``n_steps`` where some run allows them, else the most steps that leave a few starts (or one)."""
+    lengths = [stop - first for run in trajectories for first, stop in run.stretches]
+    if max(lengths) > n_steps:
+        return n_steps
+    wanted = min(n_starts, _FEWEST_STARTS, sum(lengths))
+    steps = max(lengths) - 1
+    while sum(max(0, length - steps) for length in lengths) < wanted:
+        steps -= 1
+    return steps
 
 
 def spread(segments: Segments, n_wanted: int, seed: int) -> Segments:
-    """One window from each of ``n_wanted`` equal parts of all: spread out, yet drawn."""
+    """Windows at equal distances, the first one drawn: spread out as far as they can be."""
     if n_wanted < 1:
         raise UserError(f"the number of starts must be at least 1, got {n_wanted}")
     if len(segments) <= n_wanted:
         return segments
-    edges = np.linspace(0, len(segments), n_wanted + 1).astype(np.int64)
-    return segments.take(np.random.default_rng(seed).integers(edges[:-1], edges[1:]))
+    places = (np.arange(n_wanted) + np.random.default_rng(seed).random()) * len(segments) / n_wanted
+    return segments.take(places.astype(np.int64))
 
 
 def chunks_of(segments: Segments, trajectories: Sequence[Trajectory]) -> list[list[Segment]]:

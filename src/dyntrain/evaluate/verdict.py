@@ -10,11 +10,14 @@ import numpy as np
 
 from dyntrain.evaluate.free import FreeRuns
 from dyntrain.evaluate.result import ModelResult
-from dyntrain.evaluate.rollouts import MARKS_FS
+from dyntrain.evaluate.rollouts import MARKS_FS, RolloutErrors
 from dyntrain.observables import FloatArray
 
 # A difference that chance would make more often than this is called no difference.
 _LEVEL = 0.05
+
+# Fewer starts cannot pass a two-sided sign test at 5 %, even if all agree (2 / 2⁶ = 0.03).
+_FEWEST_STARTS = 6
 
 
 @dataclass(frozen=True)
@@ -29,10 +32,11 @@ class Verdict:
 def judge(results: Sequence[ModelResult]) -> Verdict:
     """Say in words how good one model is, or which of several wins.
 
-    A model is called closer to the recording at a time when its force error is lower than the other's in
-    so many of the common starts that chance (sign test, 5 %) does not explain it, and more stable when its
-    free runs fail less often than chance (Fisher's exact test, 5 %) explains. It wins over another if it is
-    ahead in one of these and behind in neither; it wins altogether if it wins over all others.
+    A model is called closer to the recording when its force error is lower than the other's in so many of
+    the common starts that chance does not explain it (sign test, 5 %); only starts whose roll-outs do not
+    overlap in time count, at the longest time in the tables that leaves six of them. It is called more
+    stable when its free runs fail less often than chance explains (Fisher's exact test, 5 %). It wins over
+    another if it is ahead in one of these and behind in neither, and altogether if it wins over all others.
     """
     if not results:
         raise ValueError("there is no result to judge")
@@ -50,7 +54,8 @@ def judge(results: Sequence[ModelResult]) -> Verdict:
     if best:
         others = " and ".join(result.name for result in results if result.name != best[0])
         return Verdict(best[0], f"{best[0]} is better than {others} here.", tuple(reasons))
-    return Verdict(None, "No model is clearly better than the others here.", tuple(reasons))
+    names = " and ".join(result.name for result in results)
+    return Verdict(None, f"No clear winner here among {names}.", tuple(reasons))
 
 
 def _usable(result: ModelResult) -> str:
@@ -115,41 +120,52 @@ def _compare(one: ModelResult, other: ModelResult) -> tuple[ModelResult | None, 
 
 
 def _closer(one: ModelResult, other: ModelResult) -> tuple[ModelResult | None, str]:
-    """Which follows the recording more closely, by sign tests at the marks after the start."""
+    """Which follows the recording more closely, by one sign test at one time, chosen before looking."""
     if one.rollout.starts != other.rollout.starts:
         raise ValueError(f"{one.name} and {other.name} were rolled out from different starts")
-    ahead: dict[str, list[float]] = {one.name: [], other.name: []}
-    tested: list[tuple[float, int, int]] = []
-    for mark in MARKS_FS[1:]:
-        index = one.rollout.index_at(mark)
-        if index is None:
-            continue
-        n_one, n_other = _wins(one.rollout.force_mae[index], other.rollout.force_mae[index])
-        tested.append((mark, n_one, n_other))
-        if sign_test(n_one, n_other) < _LEVEL:
-            ahead[one.name if n_one > n_other else other.name].append(mark)
+    tested = [
+        (mark, apart)
+        for mark in MARKS_FS[1:]
+        if one.rollout.index_at(mark) is not None
+        and len(apart := _not_overlapping(one.rollout, mark)) >= _FEWEST_STARTS
+    ]
     if not tested:
-        return None, "The roll-outs are too short to compare."
-    leaders = [result for result in (one, other) if ahead[result.name]]
-    if len(leaders) == 1:
-        leader = leaders[0]
-        trailer = other if leader is one else one
-        marks = ahead[leader.name]
-        mark, n_one, n_other = next(row for row in tested if row[0] == marks[-1])
-        errors = [r.rollout.at_marks(r.rollout.force_mae, (mark,))[mark] for r in (leader, trailer)]
-        return leader, (
-            f"{leader.name} follows the recording more closely than {trailer.name} at "
-            f"{_list(marks)} fs: at {mark:g} fs {_number(errors[0])} against "
-            f"{_number(errors[1])} eV/Å, closer in {max(n_one, n_other)} of {n_one + n_other} starts."
+        return None, (
+            f"The held-out runs are too short to say whether {one.name} or {other.name} follows them "
+            f"more closely: that needs {_FEWEST_STARTS} roll-outs that do not overlap in time."
         )
-    if leaders:
-        early = "; ".join(f"{name} at {_list(marks)} fs" for name, marks in ahead.items())
-        return None, f"Which one follows the recording more closely depends on the time: {early}."
-    mark, n_one, n_other = tested[-1]
-    return None, (
-        f"Roll-outs do not tell {one.name} and {other.name} apart: at {mark:g} fs {one.name} is closer in "
-        f"{n_one}, {other.name} in {n_other} of {one.rollout.n_starts} starts (sign test, 5 %)."
+    mark, apart = tested[-1]
+    index = one.rollout.index_at(mark)
+    n_one, n_other = _wins(one.rollout.force_mae[index, apart], other.rollout.force_mae[index, apart])
+    leader, trailer = (one, other) if n_one >= n_other else (other, one)
+    errors = [r.rollout.at_marks(r.rollout.force_mae, (mark,))[mark] for r in (leader, trailer)]
+    sizes = f"force error {_number(errors[0])} against {_number(errors[1])} eV/Å"
+    count = (
+        f"closer in {max(n_one, n_other)} of the {len(apart)} roll-outs that do not overlap in time "
+        f"(sign test, p = {sign_test(n_one, n_other):.2g})"
     )
+    if sign_test(n_one, n_other) < _LEVEL:
+        return leader, (
+            f"{leader.name} follows the recording more closely than {trailer.name}: after {mark:g} fs "
+            f"{sizes}; {count}."
+        )
+    return None, (
+        f"Whether {one.name} or {other.name} follows the recording more closely is not settled: after "
+        f"{mark:g} fs {leader.name} has {sizes}, but it is {count}: chance explains that."
+    )
+
+
+def _not_overlapping(rollout: RolloutErrors, length_fs: float) -> list[int]:
+    """Starts at least ``length_fs`` apart: only these are independent enough to be counted in a test."""
+    chosen: list[int] = []
+    last: dict[str, float] = {}
+    spacing = rollout.times_fs[1] - rollout.times_fs[0]
+    for number in sorted(range(rollout.n_starts), key=lambda n: rollout.starts[n]):
+        file, frame = rollout.starts[number]
+        if frame * spacing - last.get(file, -np.inf) >= length_fs - 1e-9:
+            chosen.append(number)
+            last[file] = frame * spacing
+    return chosen
 
 
 def _wins(one: FloatArray, other: FloatArray) -> tuple[int, int]:
@@ -195,10 +211,6 @@ def fisher_test(failed_one: int, n_one: int, failed_other: int, n_other: int) ->
 def duration(fs: float) -> str:
     """A time as words, to three or four digits: 303 fs, 5 ps."""
     return f"{fs:.3g} fs" if fs < 999.5 else f"{fs / 1000:.4g} ps"
-
-
-def _list(marks: Sequence[float]) -> str:
-    return ", ".join(f"{mark:g}" for mark in marks)
 
 
 def _number(value: float | None) -> str:

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from dyntrain.models.species import SpeciesIndex
 from dyntrain.neighbors import NeighborList, pair_vectors

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import json
+import math
 import pickle
 from pathlib import Path
 from typing import Any
@@ -28,15 +31,26 @@ _VERSION = 1
 def build_model(name: str, **settings: Any) -> EnergyModel:
     """A fresh network (weights from torch's current random state).
 
+    Args:
+        settings: ``elements``, ``cutoff`` and whatever else the network takes, all of them positive.
+
     Raises:
-        UserError: no such network, or a setting it does not have.
+        UserError: no such network, a setting it does not have, or one that is no positive number.
     """
     if name not in MODELS:
         raise UserError(f"there is no network {name!r}; choose one of {', '.join(sorted(MODELS))}")
-    try:
-        return MODELS[name](**settings)
-    except TypeError as error:
-        raise UserError(f"network {name!r}: {error}") from error
+    known = inspect.signature(MODELS[name]).parameters
+    for key, value in settings.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f"did you mean `{near[0]}`?" if near else f"it has {', '.join(known)}"
+            raise UserError(f"the network {name} has no setting `{key}`: {hint}")
+        kind = type(known[key].default)
+        fitting = (int,) if kind is int else (int, float)
+        if kind in (int, float) and not (type(value) in fitting and 0 < value < math.inf):
+            what = "whole number" if kind is int else "number"
+            raise UserError(f"the network {name} needs a {what} above 0 as `{key}`, got {value!r}")
+    return MODELS[name](**settings)
 
 
 def set_precision(model: torch.nn.Module, precision: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -152,33 +152,38 @@ class PaperEGNN(EnergyModel):
     def elements(self) -> tuple[int, ...]:
         return self.species.elements
 
+    def _message_layers(self) -> list[_Layer]:
+        return cast(list[_Layer], list(self.layers))
+
     def forward(self, state: State, neighbors: NeighborList) -> Tensor:
         columns = self.species(state.atomic_numbers)
         h = self.w_in.weight.T.index_select(0, columns) + self.w_in.bias
         distances = pair_vectors(state, neighbors).norm(dim=-1)
         range_end = self.cutoff + _RANGE_BEYOND_CUTOFF
-        coefficients = [layer.coefficients(range_end) for layer in self.layers]
+        layers = self._message_layers()
+        coefficients = [layer.coefficients(range_end) for layer in layers]
         basis = chebyshev_basis(distances, range_end, max(c.shape[0] for c in coefficients)).to(h.dtype)
-        for layer, layer_coefficients in zip(self.layers, coefficients, strict=True):
+        for layer, layer_coefficients in zip(layers, coefficients, strict=True):
             h = layer(h, neighbors.i, neighbors.j, basis, layer_coefficients)
         pooled = h.new_zeros(state.n_systems, h.shape[1]).index_add(0, state.system_idx, h)
         return self.w6(functional.relu(self.w5(pooled))).squeeze(-1).double()
 
     def load_published(self, weights: dict[str, np.ndarray]) -> None:
-        """Take over the published code's weights, by the names it gives them (``convs.0.mlp_msg.0.weight`` …).
+        """Take over the published code's weights by its names for them (``convs.0.mlp_msg.0.weight`` …).
 
         Raises:
             KeyError: a weight is missing; ValueError: one has another shape.
         """
-        own = dict(self.named_parameters()) | {
-            f"layers.{n}.frequencies": layer.frequencies for n, layer in enumerate(self.layers)
-        }
+        own: dict[str, Tensor] = dict(self.named_parameters())
+        for number, layer in enumerate(self._message_layers()):
+            own[f"layers.{number}.frequencies"] = layer.frequencies
         with torch.no_grad():
             for name, tensor in own.items():
                 value = torch.as_tensor(weights[published_name(name)]).reshape(-1)
                 if value.numel() != tensor.numel():
                     raise ValueError(
-                        f"weight {published_name(name)} has {value.numel()} numbers, expected {tensor.numel()}"
+                        f"weight {published_name(name)} has {value.numel()} numbers, expected "
+                        f"{tensor.numel()}"
                     )
                 tensor.copy_(value.reshape(tensor.shape))
 

@@ -41,8 +41,9 @@ class SpeciesIndex(nn.Module):
         column = self._column[atomic_numbers]
         if bool((column < 0).any()):
             unknown = sorted({int(z) for z in atomic_numbers[column < 0]})
+            found, known = (", ".join(chemical_symbols[z] for z in zs) for zs in (unknown, self.elements))
             raise UserError(
-                f"the structure holds {', '.join(chemical_symbols[z] for z in unknown)}, but the model knows only "
-                f"{', '.join(chemical_symbols[z] for z in self.elements)}: train a model on data with all elements"
+                f"the structure holds {found}, but the model knows only {known}: train a model on data with "
+                "all elements"
             )
         return column

@@ -20,9 +20,10 @@ from ase.io.trajectory import Trajectory
 
 from dyntrain.atomic import atomic_path
 from dyntrain.errors import UserError
-from dyntrain.reference.calculators import new_calculator
+from dyntrain.reference.calculators import running_calculator
 from dyntrain.reference.record import Record
-from dyntrain.reference.runs import AimdSettings, Piece, n_pieces_done, piece_path, plan
+from dyntrain.reference.runs import Piece, atoms_during, n_pieces_done, piece_path, plan
+from dyntrain.reference.settings import AimdSettings
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ def generate_aimd(
     """
     if n_runs < 1 or workers < 1:
         raise UserError(f"the numbers of runs and workers must be at least 1, got {n_runs} and {workers}")
-    new_calculator(settings.method, settings.accuracy)  # so that a missing package is told once, and here
+    with running_calculator(settings.method, settings.calculator_options):
+        pass  # a missing package or a wrong option is told once, and here
     record = Record.of(settings, output)
     files = [record.trajectory(run) for run in range(n_runs)]
     unfinished = [run for run, file in enumerate(files) if not file.exists()]
@@ -190,7 +192,7 @@ def _assemble(record: Record, run: int) -> None:
                 continue
             piece = Piece.read(piece_path(folder, number))
             for positions, momenta, forces, energy in piece.frames():
-                atoms = record.atoms.copy()
+                atoms = atoms_during(task, settings, record.atoms)
                 atoms.positions = positions
                 atoms.set_momenta(momenta)
                 atoms.info = {"dt_fs": settings.dt_fs, "time_fs": frame * settings.dt_fs}

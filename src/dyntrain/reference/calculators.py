@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -10,6 +13,7 @@ from ase import Atoms
 from ase.calculators.calculator import (
     CalculationFailed,
     Calculator,
+    FileIOCalculator,
     InputError,
     all_changes,
     get_calculator_class,
@@ -17,30 +21,65 @@ from ase.calculators.calculator import (
 
 from dyntrain import __version__
 from dyntrain.errors import UserError
-from dyntrain.units import BOHR, HARTREE
+from dyntrain.units import BOHR, HARTREE, KB
 
 TBLITE_METHODS = ("GFN2-xTB", "GFN1-xTB", "IPEA1-xTB")
 
 
-def new_calculator(method: str, accuracy: float) -> Calculator:
+def new_calculator(method: str, options: Mapping[str, Any]) -> Calculator:
     """A fresh calculator, with no memory of earlier structures.
 
     Args:
-        method: one of ``TBLITE_METHODS``, or the name of an ASE calculator (``emt``), with its defaults.
-        accuracy: tblite's SCF accuracy (smaller is tighter); other calculators have none.
+        method: one of ``TBLITE_METHODS``, or the name of an ASE calculator (``emt``, ``cp2k``).
+        options: its keywords. tblite has ``accuracy`` (of the SCF, smaller is tighter) and
+            ``electronic_temperature`` (K); an ASE calculator those of its documentation.
 
     Raises:
-        UserError: unknown method, or the package behind it is not installed.
+        UserError: unknown method or option, or the package behind it is not installed.
     """
     if method in TBLITE_METHODS:
-        return TBLite(method, accuracy)
+        return TBLite(method, **_tblite_options(method, options))
     try:
-        return get_calculator_class(method)()
+        kind = get_calculator_class(method)
+        _refuse_unknown(kind, options)
+        return kind(**options)
+    except UserError:
+        raise
     except Exception as error:  # each calculator has its own way of saying that it is not installed
         raise UserError(
-            f"cannot make a calculator for the method {method!r} ({error}): give one of "
-            f"{', '.join(TBLITE_METHODS)}, or the name of an ASE calculator that works with its defaults"
+            f"cannot make a calculator for the method {method!r} ({type(error).__name__}: {error}): "
+            f"give {', '.join(TBLITE_METHODS)}, or the name of an ASE calculator with the options it needs"
         ) from error
+
+
+@contextmanager
+def running_calculator(method: str, options: Mapping[str, Any]) -> Iterator[Calculator]:
+    """A new calculator, whose program (such as CP2K's shell) is ended in the end."""
+    calculator = new_calculator(method, options)
+    try:
+        yield calculator
+    finally:
+        if close := getattr(calculator, "close", None):
+            close()
+
+
+def _tblite_options(method: str, options: Mapping[str, Any]) -> dict[str, float]:
+    for name, value in options.items():
+        if name not in ("accuracy", "electronic_temperature"):
+            raise UserError(f"{method} has the options accuracy and electronic_temperature, not {name!r}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < np.inf:
+            raise UserError(f"{name} must be a positive number, got {value!r}")
+    return dict(options)
+
+
+def _refuse_unknown(kind: type[Calculator], options: Mapping[str, Any]) -> None:
+    """Many calculators swallow a misspelt keyword; refuse it where their own list of keywords is complete."""
+    known = {*getattr(kind, "default_parameters", ())}
+    if not known or issubclass(kind, FileIOCalculator):  # those hand any keyword on to an input file
+        return
+    known |= set(inspect.signature(kind.__init__).parameters) - {"self", "args", "kwargs"}
+    if unknown := sorted(set(options) - known):
+        raise UserError(f"{kind.__name__} has no option {unknown[0]!r}: it knows {', '.join(sorted(known))}")
 
 
 def versions(method: str) -> dict[str, str]:
@@ -54,14 +93,20 @@ class TBLite(Calculator):
 
     Leaner than tblite's own ASE calculator, which also fetches dipole, charges and bond orders: 1.8 against
     2.5 ms a step of ethanol. The energy is the electronic free energy, of which the forces are the gradient.
-    Charge and unpaired electrons are the sums of the atoms' initial charges and magnetic moments.
+    Charge and unpaired electrons are the sums of the atoms' initial charges and magnetic moments. Periodic
+    systems have the Γ point only.
+
+    Args:
+        accuracy: of the SCF; tblite's own default, 1, is too loose to conserve the energy.
+        electronic_temperature: of the occupation, K.
     """
 
     implemented_properties = ["energy", "free_energy", "forces"]  # noqa: RUF012 (ASE's own declaration)
 
-    def __init__(self, method: str, accuracy: float) -> None:
+    def __init__(self, method: str, accuracy: float = 0.01, electronic_temperature: float = 300.0) -> None:
         super().__init__()
         self._method, self._accuracy = method, accuracy
+        self._electronic_temperature = electronic_temperature
         self._library = _tblite()
         self._engine: Any = None
         self._result: Any = None
@@ -89,6 +134,12 @@ class TBLite(Calculator):
         self.results = {"energy": energy, "free_energy": energy, "forces": forces}
 
     def _new_engine(self, atoms: Atoms) -> Any:
+        if atoms.pbc.any() and not atoms.pbc.all():
+            # tblite takes such a system without a word, and makes it periodic in all three.
+            raise UserError(
+                f"{self._method} is periodic in three directions or in none, not in {atoms.pbc.sum()}: set "
+                "pbc to all in the structure file, with a cell that leaves vacuum where nothing repeats"
+            )
         try:
             engine = self._library.Calculator(
                 self._method,
@@ -103,6 +154,7 @@ class TBLite(Calculator):
             raise InputError(str(error)) from error
         engine.set("verbosity", 0)
         engine.set("accuracy", self._accuracy)
+        engine.set("temperature", self._electronic_temperature * KB / HARTREE)
         return engine
 
 

@@ -13,7 +13,7 @@ from ase import Atoms
 from dyntrain.atomic import write_text
 from dyntrain.errors import UserError
 from dyntrain.reference.calculators import versions
-from dyntrain.reference.runs import AimdSettings
+from dyntrain.reference.settings import AimdSettings
 from dyntrain.reference.systems import build_system, system_name
 
 
@@ -30,7 +30,7 @@ class Record:
     def of(cls, settings: AimdSettings, output: Path) -> Record:
         """The record that runs of these settings have in an output folder."""
         path = output / f"{system_name(settings.system)}_aimd.json"
-        return cls(path, settings, build_system(settings.system), versions(settings.method))
+        return cls(path, settings, build_system(settings.system, settings.seed), versions(settings.method))
 
     @classmethod
     def read(cls, path: Path) -> Record:

@@ -1,13 +1,17 @@
 """One AIMD run as a chain of short pieces, each made from the last alone, so that a stop loses one at most.
 
-start → Langevin pieces (thermalisation, discarded) → recorded pieces. A piece begins with the state and the
-random generator that the piece before has written, and with a fresh calculator (no wavefunction left over):
-so an undisturbed run and a resumed one do the same arithmetic.
+start → Langevin pieces (thermalisation, discarded) → arrival of a molecule, if the system has one → recorded
+pieces. A piece begins with the state, thermostat and random generator that the piece before has written, and
+with a fresh calculator in an empty folder (no wavefunction left over): so an undisturbed run and a resumed
+one do the same arithmetic.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,61 +21,20 @@ from typing import Any, Literal
 
 import numpy as np
 from ase import Atoms
+from ase.calculators.calculator import Calculator
 from ase.md.langevin import Langevin
 from ase.md.verlet import VelocityVerlet
 
 from dyntrain.atomic import atomic_path
 from dyntrain.errors import UserError
-from dyntrain.reference.calculators import new_calculator
+from dyntrain.reference.calculators import running_calculator
+from dyntrain.reference.kinetics import remove_rigid_motion
+from dyntrain.reference.nose_hoover import CHAIN_LENGTH, NoseHooverChain
+from dyntrain.reference.settings import AimdSettings
+from dyntrain.reference.systems import arrival
 from dyntrain.units import FS, KB
 
-
-@dataclass(frozen=True)
-class AimdSettings:
-    """What decides the numbers of a run, together with its number; equal settings give equal numbers.
-
-    system:           name or structure file (``systems.build_system``)
-    method:           a tblite method, or an ASE calculator by name (``calculators.new_calculator``)
-    ensemble:         of the recorded part: ``nve`` (velocity Verlet) or ``langevin``
-    temperature_K:    of the start velocities and the Langevin thermostat
-    dt_fs:            time step, fs
-    n_steps:          recorded steps (``n_steps + 1`` frames)
-    thermalise_steps: Langevin steps before the recording, discarded
-    friction_per_fs:  of the Langevin thermostat, 1/fs
-    accuracy:         tblite's SCF accuracy (tblite's own default, 1, is too loose to conserve the energy)
-    checkpoint_every: steps a piece; a stop loses at most one piece's work
-    """
-
-    system: str
-    method: str = "GFN2-xTB"
-    ensemble: Literal["nve", "langevin"] = "nve"
-    temperature_K: float = 500.0
-    dt_fs: float = 0.5
-    n_steps: int = 1000
-    thermalise_steps: int = 500
-    friction_per_fs: float = 0.02
-    accuracy: float = 0.01
-    checkpoint_every: int = 200
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, lowest in {"n_steps": 1, "thermalise_steps": 0, "checkpoint_every": 1, "seed": 0}.items():
-            if getattr(self, name) < lowest:
-                raise UserError(f"{name} must be at least {lowest}, got {getattr(self, name)}")
-        for name in ("dt_fs", "accuracy"):
-            if not 0 < getattr(self, name) < np.inf:
-                raise UserError(f"{name} must be a positive number, got {getattr(self, name)}")
-        for name in ("temperature_K", "friction_per_fs"):
-            if not 0 <= getattr(self, name) < np.inf:
-                raise UserError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.ensemble not in ("nve", "langevin"):
-            raise UserError(f"ensemble must be nve or langevin, got {self.ensemble!r}")
-
-    @property
-    def total_steps(self) -> int:
-        """Steps of one run, thermalisation included."""
-        return self.thermalise_steps + self.n_steps
-
+_CALCULATION = "calculation-"
 
 # Positions, momenta, forces and energy of one time.
 _Frame = tuple[np.ndarray, np.ndarray, np.ndarray, float]
@@ -79,9 +42,10 @@ _Frame = tuple[np.ndarray, np.ndarray, np.ndarray, float]
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """Consecutive frames of a run, all of a frame at the same time, and the random generator after them.
+    """Consecutive frames of a run, all of a frame at the same time, and what else the next piece needs.
 
-    positions, momenta, forces: [n_frames, n_atoms, 3], Å, u·Å/ASE time, eV/Å;  energies: [n_frames], eV.
+    positions, momenta, forces: [n_frames, n_atoms, 3], Å, u·Å/ASE time, eV/Å;  energies: [n_frames], eV;
+    thermostat: state of the Nosé–Hoover chain after the last frame;  random_state: of the generator, too.
     A thermalisation piece holds its last frame only.
     """
 
@@ -89,6 +53,7 @@ class Piece:
     momenta: np.ndarray
     forces: np.ndarray
     energies: np.ndarray
+    thermostat: np.ndarray
     random_state: dict[str, Any]
 
     def frames(self) -> Iterator[_Frame]:
@@ -107,6 +72,7 @@ class Piece:
                 momenta=self.momenta,
                 forces=self.forces,
                 energies=self.energies,
+                thermostat=self.thermostat,
                 random_state=np.array(json.dumps(self.random_state)),
             )
 
@@ -124,7 +90,7 @@ class Piece:
 class Task:
     """What one piece does, and the steps it goes from and to (step 0 is the first recorded frame)."""
 
-    kind: Literal["start", "thermalise", "record"]
+    kind: Literal["start", "thermalise", "arrive", "record"]
     first: int
     last: int
 
@@ -135,8 +101,15 @@ def plan(settings: AimdSettings) -> list[Task]:
     return [
         Task("start", warm, warm),
         *(Task("thermalise", first, min(first + every, 0)) for first in range(warm, 0, every)),
+        *([Task("arrive", 0, 0)] if arrival(settings.system) else []),
         *(Task("record", first, min(first + every, steps)) for first in range(0, steps, every)),
     ]
+
+
+def atoms_during(task: Task, settings: AimdSettings, atoms: Atoms) -> Atoms:
+    """The atoms there are during a task: those of the system and, once it has come, the molecule."""
+    guest = arrival(settings.system)
+    return atoms + Atoms(guest.molecule) if guest and task.kind in ("arrive", "record") else atoms.copy()
 
 
 def piece_path(folder: Path, number: int) -> Path:
@@ -151,62 +124,105 @@ def n_pieces_done(tasks: list[Task], folder: Path) -> int:
 
 def make_pieces(settings: AimdSettings, atoms: Atoms, run: int, folder: Path) -> Iterator[tuple[Task, Piece]]:
     """Go on with a run after the pieces in its folder; yields each new one once it is on disk."""
-    tasks = plan(settings)
+    tasks, folder = plan(settings), folder.resolve()
+    for left_over in folder.glob(f"{_CALCULATION}*"):
+        shutil.rmtree(left_over)
     n_done = n_pieces_done(tasks, folder)
     piece = Piece.read(piece_path(folder, n_done - 1)) if n_done else None
     for number in range(n_done, len(tasks)):
-        simulation = _Simulation(settings, atoms, run)
-        piece = simulation.start() if piece is None else simulation.go_on(tasks[number], piece)
+        with (
+            _empty_folder(folder),
+            running_calculator(settings.method, settings.calculator_options) as calculator,
+        ):
+            simulation = _Simulation(settings, atoms, run, tasks[number], calculator)
+            piece = simulation.start() if piece is None else simulation.go_on(piece)
         piece.write(piece_path(folder, number))
         yield tasks[number], piece
 
 
-class _Simulation:
-    """The atoms, fresh calculator and random generator that make one piece."""
+@contextlib.contextmanager
+def _empty_folder(parent: Path) -> Iterator[None]:
+    """Work in a new folder, which stays only where the calculation fails, for the log in it.
 
-    def __init__(self, settings: AimdSettings, atoms: Atoms, run: int) -> None:
-        self.settings, self.run = settings, run
+    Calculators write files where they stand, and read the wavefunctions that they find there.
+    """
+    folder = tempfile.mkdtemp(prefix=_CALCULATION, dir=parent)
+    with contextlib.chdir(folder):
+        yield
+    shutil.rmtree(folder)
+
+
+class _Simulation:
+    """The atoms, fresh calculator, thermostat and random generator that make one piece."""
+
+    def __init__(
+        self, settings: AimdSettings, atoms: Atoms, run: int, task: Task, calculator: Calculator
+    ) -> None:
+        self.settings, self.run, self.task = settings, run, task
         self.rng = np.random.default_rng([settings.seed, run])
-        self.atoms = atoms.copy()
-        self.atoms.calc = new_calculator(settings.method, settings.accuracy)
+        self.thermostat = np.zeros((2, CHAIN_LENGTH))
+        self.atoms = atoms_during(task, settings, atoms)
+        self.atoms.calc = calculator
 
     def start(self) -> Piece:
         """The given structure with Maxwell–Boltzmann velocities."""
         spread = np.sqrt(self.atoms.get_masses() * KB * self.settings.temperature_K)
         self.atoms.set_momenta(self.rng.standard_normal((len(self.atoms), 3)) * spread[:, None])
-        forces = self._checked(lambda: self.atoms.get_forces(md=True), -self.settings.thermalise_steps)
-        return self._piece([self._frame(forces)])
+        return self._piece([self._frame(self._forces())])
 
-    def go_on(self, task: Task, before: Piece) -> Piece:
-        """The steps of a task, from the last frame of the piece before."""
+    def go_on(self, before: Piece) -> Piece:
+        """What the task does, from the last frame of the piece before."""
+        self.rng.bit_generator.state = before.random_state
+        if self.task.kind == "arrive":
+            return self._arrive(before)
         self.atoms.positions = before.positions[-1]
         self.atoms.set_momenta(before.momenta[-1])
-        self.rng.bit_generator.state = before.random_state
+        self.thermostat = before.thermostat.copy()
         # The forces of that frame are taken over, not calculated anew: a fresh SCF would differ in the last
         # digits, and the recorded run would no longer be velocity Verlet to rounding.
         forces, energy = before.forces[-1], before.energies[-1]
         frames = []
-        if task.kind == "record" and task.first == 0:
-            remove_rigid_motion(self.atoms)
+        if self.task.kind == "record" and self.task.first == 0:
+            if arrival(self.settings.system) is None:
+                remove_rigid_motion(self.atoms)
             frames.append((self.atoms.get_positions(), self.atoms.get_momenta(), forces, energy))
-        dynamics = self._dynamics(task)
-        for step in range(task.first + 1, task.last + 1):
+        dynamics = self._dynamics()
+        for step in range(self.task.first + 1, self.task.last + 1):
             forces = self._checked(partial(dynamics.step, forces), step)
             frames.append(self._frame(forces))
-        return self._piece(frames if task.kind == "record" else frames[-1:])
+        return self._piece(frames if self.task.kind == "record" else frames[-1:])
 
-    def _dynamics(self, task: Task) -> VelocityVerlet | Langevin:
-        dt = self.settings.dt_fs * FS
-        if task.kind == "record" and self.settings.ensemble == "nve":
+    def _arrive(self, before: Piece) -> Piece:
+        """The thermalised atoms, at rest as a whole, and the molecule on its way to them."""
+        guest = arrival(self.settings.system)
+        assert guest is not None
+        host = self.atoms[: before.positions.shape[1]]
+        host.positions = before.positions[-1]
+        host.set_momenta(before.momenta[-1])
+        remove_rigid_motion(host)
+        both = host + guest.draw(host, self.rng)
+        self.atoms.positions = both.positions
+        self.atoms.set_momenta(both.get_momenta())
+        return self._piece([self._frame(self._forces())])
+
+    def _dynamics(self) -> VelocityVerlet | Langevin | NoseHooverChain:
+        settings, dt = self.settings, self.settings.dt_fs * FS
+        if self.task.kind == "record" and settings.ensemble == "nve":
             return VelocityVerlet(self.atoms, dt)
+        time_constant = settings.thermostat_fs * FS
+        if self.task.kind == "record" and settings.ensemble == "nose-hoover":
+            return NoseHooverChain(self.atoms, dt, settings.temperature_K, time_constant, self.thermostat)
         return Langevin(
             self.atoms,
             dt,
-            temperature_K=self.settings.temperature_K,
-            friction=self.settings.friction_per_fs / FS,
+            temperature_K=settings.temperature_K,
+            friction=1 / time_constant,
             fixcm=False,
             rng=self.rng,
         )
+
+    def _forces(self) -> np.ndarray:
+        return self._checked(lambda: self.atoms.get_forces(md=True), self.task.first)
 
     def _checked(self, calculate: Callable[[], np.ndarray], step: int) -> np.ndarray:
         """The forces, or one sentence: which run and step, why, and what to do."""
@@ -215,12 +231,15 @@ class _Simulation:
             if np.isfinite(forces).all():
                 return forces
             raise ValueError("the forces are not finite numbers")
+        except UserError:
+            raise
         except Exception as error:  # a calculator, like a reader, raises anything at all
             warm = self.settings.thermalise_steps
-            where = f"step {step}" if step > 0 else f"thermalisation step {warm + step}"
+            where = f"step {step}" if self.task.kind == "record" else f"thermalisation step {warm + step}"
+            files = f"; its files are in {Path.cwd()}" if any(Path.cwd().iterdir()) else ""
             raise UserError(
                 f"run {self.run} of {self.settings.system} stopped at {where}: {self.settings.method} failed "
-                f"({type(error).__name__}: {error}). Try another seed, a smaller time step or a lower "
+                f"({type(error).__name__}: {error}{files}). Try another seed, a smaller time step or a lower "
                 "temperature; where it fails at once, the method does not suit the system"
             ) from error
 
@@ -232,35 +251,5 @@ class _Simulation:
 
     def _piece(self, frames: list[_Frame]) -> Piece:
         positions, momenta, forces, energies = (np.array(column) for column in zip(*frames, strict=True))
-        return Piece(positions, momenta, forces, energies, dict(self.rng.bit_generator.state))
-
-
-def remove_rigid_motion(atoms: Atoms) -> None:
-    """Take away the centre-of-mass velocity and, where nothing is periodic, the angular momentum.
-
-    The rest is not rescaled: the internal motion keeps the temperature it has.
-    """
-    masses, velocities = atoms.get_masses(), atoms.get_velocities()
-    velocities -= masses @ velocities / masses.sum()
-    if not atoms.pbc.any():
-        arms = atoms.positions - atoms.get_center_of_mass()
-        angular_momentum = np.cross(arms, masses[:, None] * velocities).sum(0)
-        inertia = (masses * (arms**2).sum(1)).sum() * np.eye(3) - (masses[:, None] * arms).T @ arms
-        # The pseudo-inverse leaves out the axis of a linear molecule, about which nothing turns.
-        angular_velocity = np.linalg.pinv(inertia, rcond=1e-8, hermitian=True) @ angular_momentum
-        velocities -= np.cross(angular_velocity, arms)
-    atoms.set_velocities(velocities)
-
-
-def temperature(atoms: Atoms, momenta: np.ndarray, *, rigid_motion: bool) -> float:
-    """Kinetic temperature in K, over 3N degrees of freedom, less those that were taken away.
-
-    Args:
-        momenta: [n_atoms, 3], u·Å/ASE time.
-        rigid_motion: whether the system still moves and turns as a whole.
-    """
-    n_atoms = len(atoms)
-    removed = 3 if atoms.pbc.any() else 5 if n_atoms == 2 else 6
-    freedom = 3 * n_atoms - (0 if rigid_motion else removed)
-    kinetic = 0.5 * (momenta**2 / atoms.get_masses()[:, None]).sum()
-    return float(2 * kinetic / (KB * freedom))
+        random_state = dict(self.rng.bit_generator.state)
+        return Piece(positions, momenta, forces, energies, self.thermostat, random_state)

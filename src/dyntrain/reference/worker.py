@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from dyntrain.errors import UserError
+from dyntrain.reference.kinetics import temperature
 from dyntrain.reference.record import Record
-from dyntrain.reference.runs import make_pieces, temperature
+from dyntrain.reference.runs import atoms_during, make_pieces
+from dyntrain.reference.systems import arrival
 
 
 def main() -> None:
@@ -29,9 +31,13 @@ def main() -> None:
     folder = record.pieces_folder(run)
     try:
         folder.mkdir(exist_ok=True)
-        for task, piece in make_pieces(record.settings, record.atoms, run, folder):
-            rigid_motion = task.kind != "record" or record.settings.ensemble != "nve"
-            kelvin = temperature(record.atoms, piece.momenta[-1], rigid_motion=rigid_motion)
+        settings = record.settings
+        for task, piece in make_pieces(settings, record.atoms, run, folder):
+            rigid_motion = (
+                task.kind != "record" or settings.ensemble == "langevin" or bool(arrival(settings.system))
+            )
+            atoms = atoms_during(task, settings, record.atoms)
+            kelvin = temperature(atoms, piece.momenta[-1], rigid_motion=rigid_motion)
             say(step=task.last, energy_eV=float(piece.energies[-1]), temperature_K=kelvin)
     except BrokenPipeError:
         os._exit(1)  # whoever started us is gone; nothing on disk is lost, and nobody is there to be told

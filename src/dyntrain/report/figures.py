@@ -46,7 +46,14 @@ def _translucent(colour: str, share: float) -> str:
 def _figure(traces: list[Any], x: str, y: str, **layout: Any) -> Any:
     import plotly.graph_objects as go
 
-    axis = {"showline": True, "linecolor": "#888", "ticks": "outside", "gridcolor": "#eee", "zeroline": False}
+    axis = {
+        "showline": True,
+        "linecolor": "#888",
+        "ticks": "outside",
+        "gridcolor": "#eee",
+        "zeroline": False,
+        "exponentformat": "power",  # plotly would write µ and k, on top of our units
+    }
     figure = go.Figure(traces)
     figure.update_layout(
         template="none",
@@ -131,7 +138,10 @@ def learning_curves(curves: Sequence[LearningCurve], names: Sequence[str]) -> An
             )
     figure = _figure(traces, curves[0].cost_label, curves[0].error_label, yaxis={"type": "log"})
     # plotly's own labels of a logarithmic axis leave out the powers of ten between 1 and 10.
-    ticks = [digit * 10.0**power for power in range(-9, 10) for digit in (1, 2, 5)]
+    shown = [error for curve in curves for error in curve.error if error and error > 0]
+    narrow = not shown or max(shown) < 4 * min(shown)
+    digits = (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9) if narrow else (1, 2, 5)
+    ticks = [digit * 10.0**power for power in range(-9, 10) for digit in digits]
     figure.update_yaxes(tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
     return figure
 
@@ -204,7 +214,8 @@ def survival(results: Sequence[ModelResult]) -> Any:
         last = float(shares[-1]) if len(shares) else 1.0
         x = np.concatenate([[0.0], times, [free.run_length_fs]]) / 1000
         y = np.concatenate([[1.0], shares, [last]])
-        line = {"color": colour_of(number), "width": 2.5, "shape": "hv"}
+        dash = ("solid", "dash", "dot")[number % 3]  # curves often lie on each other at 100 %
+        line = {"color": colour_of(number), "width": 2.5, "shape": "hv", "dash": dash}
         traces.append(
             go.Scatter(x=x, y=y, name=result.name, mode="lines", line=line, hovertemplate="%{y:.0%}")
         )

@@ -134,8 +134,8 @@ def _chaos_sentence(results: Sequence[ModelResult]) -> str:
             "models' error."
         )
     return (
-        "Part of this is not the models' fault: two runs of one and the same model from starts a hair apart "
-        f"drift apart, too, doubling their distance every {', '.join(known)}."
+        "Small deviations grow by themselves: two runs of one model from starts a hair apart double their "
+        f"distance every {', '.join(known)}, so part of a late error is phase and not wrong forces."
     )
 
 

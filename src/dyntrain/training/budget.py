@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from dyntrain.config import BudgetConfig, Config
+from dyntrain.config import BudgetConfig, Config, CostsConfig
 from dyntrain.data.segments import collate, find_segments
 from dyntrain.data.trajectory import Trajectory
 from dyntrain.loss import Loss, counts
@@ -31,7 +31,7 @@ def evaluation_cost(budget: BudgetConfig | None, n_segments: int, length: int) -
     """Cost of one optimiser step in training evaluations at S = 1; without a budget their number."""
     if budget is None:
         return float(n_segments * length)
-    return n_segments * length * (budget.costs["one_step"] if length == 1 else budget.costs["rollout"])
+    return n_segments * length * (budget.costs.one_step if length == 1 else budget.costs.rollout)
 
 
 def measure_budget(
@@ -43,12 +43,14 @@ def measure_budget(
     validation_evaluations: int,
     device: torch.device,
     n_processes: int = 1,
+    spent_s: float = 0.0,
 ) -> BudgetConfig:
     """Time training evaluations at S = 1 and in a roll-out, side by side, and see what ``max_time`` buys.
 
     Args:
         validation_evaluations: evaluations without gradient that all validations will take.
         n_processes: that share each batch, all measuring at the same time.
+        spent_s: of ``max_time``, before measuring.
     """
     if config.max_seconds is None:
         raise ValueError("a budget is measured only where max_time is given")
@@ -79,8 +81,9 @@ def measure_budget(
     ratio = statistics.median(times[longest] / times[1] for times in rounds)
     # An evaluation without gradient costs about a third of one with.
     validation = validation_evaluations * one / 3.0 / n_processes
-    left = _SHARE_OF_MAX_TIME * config.max_seconds - validation
+    spent_s += time.perf_counter() - begin
+    left = _SHARE_OF_MAX_TIME * (config.max_seconds - spent_s) - validation
     evaluations = max(left, 0.1 * config.max_seconds) / one
     return BudgetConfig(
-        evaluations=float(f"{evaluations:.4g}"), costs={"one_step": 1.0, "rollout": float(f"{ratio:.3g}")}
+        evaluations=float(f"{evaluations:.4g}"), costs=CostsConfig(rollout=float(f"{ratio:.3g}"))
     )

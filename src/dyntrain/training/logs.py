@@ -9,6 +9,8 @@ import warnings
 from pathlib import Path
 from typing import Any, Protocol
 
+from dyntrain.atomic import write_text
+from dyntrain.config import Config
 from dyntrain.errors import UserError
 
 COLUMNS = (
@@ -32,7 +34,9 @@ COLUMNS = (
     "steps_skipped",
     "wall_s",
 )
-"""Columns of log.csv: energies eV/atom, forces eV/Å, times s; empty where a term is absent."""
+"""Columns of log.csv: energies eV/atom, forces eV/Å, times s; empty where a term is absent.
+
+Losses are those of a mean step (Σ w(k) L(k) / Σ w(k)), so that they compare across segment lengths."""
 
 
 class CsvLog:
@@ -42,12 +46,23 @@ class CsvLog:
         self.path = path
 
     def begin(self, n_bytes: int) -> None:
-        """Take the file back to the length that belongs to the checkpoint (0: begin anew)."""
+        """Take the file back to the length that belongs to the checkpoint (0: begin anew).
+
+        Raises:
+            UserError: the file is gone, or shorter than that.
+        """
         if n_bytes == 0:
             self.path.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
             return
-        with self.path.open("r+b") as file:
-            file.truncate(n_bytes)
+        size = self.path.stat().st_size if self.path.is_file() else 0
+        if size < n_bytes:
+            raise UserError(
+                f"{self.path} has {size} bytes but the checkpoint beside it knows of {n_bytes}: put the log "
+                "back, or remove the checkpoint to begin anew"
+            )
+        if size > n_bytes:
+            with self.path.open("r+b") as file:
+                file.truncate(n_bytes)
 
     def append(self, row: dict[str, Any]) -> int:
         """Write a row to disk and return the file's new length."""
@@ -67,30 +82,51 @@ def read_log(path: Path | str) -> list[dict[str, float | None]]:
 
 
 class MetricLogger(Protocol):
-    """Takes one row an epoch."""
+    """Takes one row an epoch; after a resume it may be given its last rows again."""
 
     def log(self, row: dict[str, Any]) -> None: ...
 
     def close(self) -> None: ...
 
 
-class TensorBoardLog:
-    """Event files for TensorBoard; rows after the checkpoint are purged on resume."""
+def open_loggers(folder: Path, config: Config, logged_step: int) -> list[MetricLogger]:
+    """TensorBoard and what the configuration names.
 
-    def __init__(self, folder: Path, step: int) -> None:
+    Args:
+        logged_step: step of the last row that stands; 0: none.
+
+    Raises:
+        UserError: the package of a logger is not installed.
+    """
+    loggers: list[MetricLogger] = [TensorBoardLog(folder / "tensorboard", logged_step)]
+    chosen = config.logger
+    if chosen is not None and chosen.name == "wandb":
+        loggers.append(WandbLog(folder, chosen.project, config.model_dump(mode="json")))
+    elif chosen is not None:
+        loggers.append(MlflowLog(folder, chosen.project))
+    return loggers
+
+
+class TensorBoardLog:
+    """Event files for TensorBoard; rows after ``logged_step`` in earlier files are purged."""
+
+    def __init__(self, folder: Path, logged_step: int) -> None:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)  # of packages that tensorboard imports
             from torch.utils.tensorboard import SummaryWriter
-        self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder), purge_step=logged_step + 1)
 
     def log(self, row: dict[str, Any]) -> None:
-        for name, value in row.items():
-            if value is not None and name != "step":
-                self._writer.add_scalar(name, value, row["step"])  # type: ignore[no-untyped-call]
-        self._writer.flush()  # type: ignore[no-untyped-call]
+        for name, value in _numbers(row).items():
+            self._writer.add_scalar(name, value, row["step"])
+        self._writer.flush()
 
     def close(self) -> None:
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
+
+
+def _numbers(row: dict[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in row.items() if value is not None and name != "step"}
 
 
 class WandbLog:
@@ -103,17 +139,12 @@ class WandbLog:
             raise UserError("logger wandb needs the package wandb: pip install wandb") from error
         id_file = folder / "wandb_id"
         if not id_file.exists():
-            id_file.write_text(wandb.util.generate_id(), encoding="utf-8")
-        self._run = wandb.init(
-            project=project,
-            id=id_file.read_text(encoding="utf-8"),
-            resume="allow",
-            dir=str(folder),
-            config=config,
-        )
+            write_text(id_file, wandb.util.generate_id())
+        run_id = id_file.read_text(encoding="utf-8")
+        self._run = wandb.init(project=project, id=run_id, resume="allow", dir=str(folder), config=config)
 
     def log(self, row: dict[str, Any]) -> None:
-        self._run.log({k: v for k, v in row.items() if v is not None}, step=int(row["step"]))
+        self._run.log(_numbers(row), step=int(row["step"]))
 
     def close(self) -> None:
         self._run.finish()
@@ -132,12 +163,14 @@ class MlflowLog:
         id_file = folder / "mlflow_id"
         known = id_file.read_text(encoding="utf-8") if id_file.exists() else None
         run = mlflow.start_run(run_id=known)
-        id_file.write_text(run.info.run_id, encoding="utf-8")
+        write_text(id_file, run.info.run_id)
+        # MLflow keeps every value it is given; a repeated row has the same numbers, so it is left out.
+        history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "epoch")
+        self._logged_step = max((metric.step for metric in history), default=0)
 
     def log(self, row: dict[str, Any]) -> None:
-        self._mlflow.log_metrics(
-            {k: float(v) for k, v in row.items() if v is not None}, step=int(row["step"])
-        )
+        if row["step"] > self._logged_step:
+            self._mlflow.log_metrics(_numbers(row), step=int(row["step"]))
 
     def close(self) -> None:
         self._mlflow.end_run()

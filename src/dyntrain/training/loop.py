@@ -2,56 +2,57 @@
 
 from __future__ import annotations
 
-import copy
-import fcntl
-import os
-import signal
+import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import torch
 from lightning_fabric import Fabric
 
-from dyntrain.atomic import atomic_path, write_text
-from dyntrain.config import BudgetConfig, Config, dump_config, read_config
-from dyntrain.curriculum import Plan
+from dyntrain.config import Config
+from dyntrain.curriculum import Plan, Score
 from dyntrain.data.diagnose import RunReport
-from dyntrain.data.segments import Segments, collate, epoch_order
+from dyntrain.data.segments import Segments, collate
 from dyntrain.data.splits import Split
-from dyntrain.errors import UserError
-from dyntrain.loss import counts
+from dyntrain.loss import counts, no_counts
 from dyntrain.models.files import model_record
-from dyntrain.potential import Conservative
 from dyntrain.training import setup
 from dyntrain.training.budget import evaluation_cost, measure_budget
-from dyntrain.training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from dyntrain.training.logs import CsvLog, MetricLogger, MlflowLog, TensorBoardLog, WandbLog
-from dyntrain.training.step import StepResult, loss_and_gradient, sum_gradients
+from dyntrain.training.checkpoint import Progress
+from dyntrain.training.folder import RunFolder
+from dyntrain.training.learner import Learner
+from dyntrain.training.logs import MetricLogger, open_loggers
+from dyntrain.training.processes import from_first, max_over, start_processes, sum_over, together
+from dyntrain.training.sampling import Sampler
+from dyntrain.training.signals import StopSignals
+from dyntrain.training.step import StepResult, loss_and_gradient, sum_gradients, sum_results
 from dyntrain.training.validation import Validation, validation_row
 
 CHECKPOINT_EVERY_S = 20.0
-"""Wall time between checkpoints: a kill costs at most this and the optimiser step it fell into."""
-
-_MAY_CHANGE = {"max_time", "max_epochs", "budget", "output", "device", "logger"}
-"""Keys that a resumed run may give differently."""
+"""Wall time between checkpoints: a kill costs at most this, or the one optimiser step it fell into."""
 
 
 class TrainingResult(NamedTuple):
-    """model: path of the model file; finished: why training ended, None if it was only interrupted;
-    progress: how far it came."""
+    """What ``train`` gives back.
+
+    model: path of the model file
+    finished: why training ended; None: ``max_time`` was over, the same call goes on
+    progress: how far it came
+    is_first: whether this is the first (or only) process, the one that wrote the files
+    """
 
     model: Path
     finished: str | None
     progress: Progress
+    is_first: bool
 
 
 class Observer(Protocol):
     """Is told how training goes; the command line shows it."""
 
     def started(self, split: Split, reports: list[RunReport], config: Config, resumed: bool) -> None: ...
+
+    def note(self, text: str) -> None: ...
 
     def stepped(self, plan: Plan, loss: float, share: float | None, progress: Progress) -> None: ...
 
@@ -64,6 +65,9 @@ class Silent:
     """An observer that says nothing."""
 
     def started(self, split: Split, reports: list[RunReport], config: Config, resumed: bool) -> None:
+        pass
+
+    def note(self, text: str) -> None:
         pass
 
     def stepped(self, plan: Plan, loss: float, share: float | None, progress: Progress) -> None:
@@ -82,433 +86,305 @@ def train(
     """Train as configured; the same call after an interruption goes on where it was.
 
     Leaves in ``config.output``: ``model.pt`` (the best by validation), the resolved ``config.yaml``,
-    ``log.csv``, ``checkpoint.pt`` and TensorBoard files.
+    ``log.csv``, ``checkpoint.pt`` and TensorBoard files. SIGTERM and SIGINT leave a checkpoint and end the
+    process with exit code 128 + signal.
 
     Args:
-        devices, num_nodes: processes on each machine, and machines (or as torchrun or SLURM say).
+        devices, num_nodes: processes on each machine, and machines (under torchrun its own numbers count).
 
     Raises:
         UserError: whatever is wrong with configuration, data or output folder, in one sentence.
     """
-    fabric = _fabric(config, devices, num_nodes)
-    output = Path(config.output)
-    _make_folder(output)
-    with _lock(output, fabric):
-        return _Run(config, fabric, observer or Silent()).train()
-
-
-def _fabric(config: Config, devices: int, num_nodes: int) -> Fabric:
-    accelerator = {"auto": "cuda" if torch.cuda.is_available() else "cpu"}.get(config.device, config.device)
-    if accelerator == "cuda" and not torch.cuda.is_available():
-        raise UserError("device: cuda was asked for, but torch finds no CUDA device; use device: cpu or auto")
-    launched_from_outside = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    strategy = "ddp" if devices * num_nodes > 1 or launched_from_outside else "auto"
-    fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy)
-    fabric.launch()
-    return fabric
-
-
-def _make_folder(output: Path) -> None:
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        probe = output / f".write_test{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(
-            f"output: cannot write into {output} ({error.strerror}); choose a folder you can write to"
-        ) from error
-
-
-@contextmanager
-def _lock(output: Path, fabric: Fabric) -> Iterator[None]:
-    """One training at a time in a folder (the lock goes with the process, however that ends)."""
-    if fabric.global_rank != 0:
-        yield
-        return
-    with (output / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"another training is running in {output}; wait for it or choose another output"
-            ) from error
-        yield
+    begun = time.perf_counter()
+    fabric = start_processes(config, devices, num_nodes)
+    folder = RunFolder(Path(config.output))
+    from_first(fabric, folder.make)
+    with folder.locked():
+        return _Run(config, fabric, folder, observer or Silent(), begun).train()
 
 
 class _Run:
-    """One call of ``train``: what does not change, and ``self.progress``, which does."""
+    """One call of ``train``: what does not change, and ``progress``, which does."""
 
-    def __init__(self, config: Config, fabric: Fabric, observer: Observer) -> None:
-        self.fabric, self.observer = fabric, observer
-        self.output = Path(config.output)
-        self.checkpoint_path = self.output / "checkpoint.pt"
-        self.model_path = self.output / "model.pt"
+    def __init__(
+        self, config: Config, fabric: Fabric, folder: RunFolder, observer: Observer, begun: float
+    ) -> None:
+        self.fabric, self.folder = fabric, folder
+        self.is_first = fabric.global_rank == 0
+        self.observer = observer if self.is_first else Silent()
+        self.begun = self.saved_at = self.clock = begun
+        self.cpu_clock = time.process_time()
+        together(fabric, lambda: self._prepare(config))
+        self.fingerprint = setup.fingerprint(self.split)
+        earlier = from_first(fabric, lambda: folder.earlier(config, self.fingerprint))
+        budget = earlier.budget
+        if budget is None and config.curriculum.kind == "schedule":
+            budget = fabric.broadcast(self._measured_budget(config))
+        self.config = config.model_copy(update={"budget": budget})
+        self.resumed = earlier.progress is not None
+        self.progress = earlier.progress or Progress(curriculum=self.curriculum.start())
+        self.best: dict[str, Any] | None = None
+        if earlier.tensors is not None:
+            self.learner.load_state_dict(earlier.tensors)
+            self.best = earlier.tensors["best"]
+        self.model_is_written = folder.model.exists()
+
+    def _prepare(self, config: Config) -> None:
+        """Read the data and build what the configuration asks for; what cannot work is refused here."""
         self.split, self.reports = setup.load_split(config)
         self.loss, self.curriculum = setup.make_loss(config), setup.make_curriculum(config)
         self.backprop = setup.make_backprop(config)
-        self.fingerprint = setup.fingerprint([*self.split.train, *self.split.validation])
+        self.sampler = Sampler(config, self.split.train)
+        self.sampler.windows(config.max_length)
         held_out = setup.validation_segments(config, self.split.validation)
         self.validation = Validation(
-            held_out, self.split.validation, self.loss, config.validation.batch_size, fabric
+            held_out, self.split.validation, self.loss, config.validation.batch_size, self.fabric
         )
-        setup.training_segments(config, self.split.train, config.max_length)  # refused now, not hours later
-        self.potential: Conservative = setup.make_potential(config, self.split.train).to(fabric.device)
-        self.averaged: Conservative = copy.deepcopy(self.potential) if config.ema > 0 else self.potential
-        self.parameters = [p for p in self.potential.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=1e-3)
-        self.best: dict[str, Any] | None = None
-        self.progress = Progress(curriculum=self.curriculum.start())
-        self.config = self._resolved(config)
-        self.log = CsvLog(self.output / "log.csv")
-        self.loggers: list[MetricLogger] = []
-        self._segments: Segments | None = None
-        self._order: tuple[int, Any] = (-1, None)
-        self._last_checkpoint = self._clock = time.perf_counter()
-        self._cpu_clock = time.process_time()
-        self._started = time.perf_counter()
-        self._signal: int | None = None
+        potential = setup.make_potential(config, self.split.train).to(self.fabric.device)
+        self.learner = Learner(potential, config.gradient_clip, config.ema)
 
-    # --- begin and end ---------------------------------------------------------------------------
-
-    def _resolved(self, config: Config) -> Config:
-        """The configuration with its budget: that of an earlier call in this folder, or one measured now."""
-        path = self.output / "config.yaml"
-        if path.exists():
-            earlier = read_config(path)
-            if self.checkpoint_path.exists():
-                self._refuse_other_settings(config, earlier)
-            if config.budget is None and earlier.max_time == config.max_time:
-                config = config.model_copy(update={"budget": earlier.budget})
-            elif config.budget is None and self.checkpoint_path.exists():
-                config = config.model_copy(update={"budget": earlier.budget})
-        if config.budget is None and config.curriculum.kind == "schedule":
-            budget = None
-            if self.fabric.global_rank == 0:
-                validations = config.curriculum.epochs * self.validation.n_evaluations
-                budget = measure_budget(
-                    config,
-                    self.potential,
-                    self.loss,
-                    self.backprop,
-                    self.split.train,
-                    validations,
-                    self.fabric.device,
-                )
-            values = self.fabric.broadcast(budget.model_dump() if budget else None)
-            config = config.model_copy(update={"budget": BudgetConfig.model_validate(values)})
-        if self.fabric.global_rank == 0:
-            write_text(path, dump_config(config))
-        return config
-
-    def _refuse_other_settings(self, config: Config, earlier: Config) -> None:
-        ours, theirs = config.model_dump(), earlier.model_dump()
-        changed = [k for k in ours if k not in _MAY_CHANGE and ours[k] != theirs[k]]
-        if changed:
-            key = changed[0]
-            raise UserError(
-                f"{self.output} holds a run begun with other settings (`{key}` was {theirs[key]!r}, now "
-                f"{ours[key]!r}): give the same settings to go on, or another output to begin anew"
-            )
-
-    def _resume(self) -> bool:
-        if not self.checkpoint_path.exists():
-            if self.fabric.global_rank == 0:
-                self.log.begin(0)
-            return False
-        self.progress, tensors = load_checkpoint(self.checkpoint_path)
-        if tensors["fingerprint"] != self.fingerprint:
-            raise UserError(
-                f"the runs read now are not those that {self.output} was begun with: give the same files, or "
-                "another output to begin anew"
-            )
-        self.potential.energy_model.load_state_dict(tensors["weights"])
-        if self.averaged is not self.potential:
-            self.averaged.energy_model.load_state_dict(tensors["averaged"])
-        self.optimizer.load_state_dict(tensors["optimizer"])
-        self.best = tensors["best"]
-        if self.fabric.global_rank == 0:
-            self.log.begin(self.progress.log_bytes)
-        return True
-
-    def _open_loggers(self) -> None:
-        if self.fabric.global_rank != 0:
-            return
-        self.loggers = [TensorBoardLog(self.output / "tensorboard", self.progress.step)]
-        chosen = self.config.logger
-        if chosen is not None and chosen.name == "wandb":
-            self.loggers.append(WandbLog(self.output, chosen.project, self.config.model_dump(mode="json")))
-        elif chosen is not None:
-            self.loggers.append(MlflowLog(self.output, chosen.project))
-
-    def train(self) -> TrainingResult:
-        resumed = self._resume()
-        self.observer.started(self.split, self.reports, self.config, resumed)
-        if self.progress.finished is None:
-            self._open_loggers()
-            with self._signals():
-                self._loop()
-            for logger in self.loggers:
-                logger.close()
-        if self._signal is not None:
-            raise SystemExit(128 + self._signal)
-        return TrainingResult(self.model_path, self.progress.finished, self.progress)
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGTERM and Ctrl-C end the run after the step in flight, with a checkpoint."""
-
-        def note(number: int, _: Any) -> None:
-            self._signal = number
-
-        try:
-            before = {s: signal.signal(s, note) for s in (signal.SIGTERM, signal.SIGINT)}
-        except ValueError:  # not in the main thread: the caller keeps its own handling
-            yield
-            return
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _measured_budget(self, config: Config) -> Any:
+        validations = config.curriculum.epochs if config.curriculum.kind == "schedule" else 0
+        return measure_budget(
+            config,
+            self.learner.potential,
+            self.loss,
+            self.backprop,
+            self.split.train,
+            validations * self.validation.n_evaluations,
+            self.fabric.device,
+            self.fabric.world_size,
+            time.perf_counter() - self.begun,
+        )
 
     # --- the loop ------------------------------------------------------------------------------------
 
-    def _loop(self) -> None:
-        progress = self.progress
-        self.save()
-        while progress.finished is None:
-            if progress.validation_batch is not None or self._epoch_is_over():
-                self._validate()
-                progress.finished = self._why_finished()
-                self.save()
-                if self._interrupted():
-                    return
-                continue
-            plan = self.curriculum.plan(progress.curriculum, self.share or 0.0)
-            result = self._step(plan)
-            self.observer.stepped(plan, sum(result.parts.values()), self.share, progress)
-            if self._interrupted():
-                self.save()
-                return
-            self._save_if_due()
-        self._write_model()
+    def train(self) -> TrainingResult:
+        self.observer.started(self.split, self.reports, self.config, self.resumed)
+        for remark in setup.remarks(self.config, self.split, self.validation.segments):
+            self.observer.note(remark)
+        if self._why_finished() is None:
+            loggers = together(self.fabric, self._begin_files)
+            try:
+                with StopSignals() as signals:
+                    self._loop(signals, loggers)
+            finally:
+                for logger in loggers:
+                    logger.close()
+            if signals.received:
+                raise SystemExit(128 + signals.received)
+        if self.is_first and not self.model_is_written:
+            self._write_model()
+        return TrainingResult(self.folder.model, self._why_finished(), self.progress, self.is_first)
+
+    def _loop(self, signals: StopSignals, loggers: list[MetricLogger]) -> None:
+        while self._why_finished() is None:
+            begin = time.perf_counter()
+            if self.progress.validation_batch is not None or self._epoch_is_over():
+                self._validate(loggers)
+            else:
+                self._step()
+            took = time.perf_counter() - begin
+            # All processes must stop at the same step: the others would wait for ever.
+            received, is_late = max_over(self.fabric, [float(signals.received), float(self._is_late(took))])
+            signals.received = int(received)
+            if signals.received or is_late:
+                break
+            if time.perf_counter() - self.saved_at + took > CHECKPOINT_EVERY_S:
+                self._save()
+        self._save()
+        self.fabric.barrier()  # nobody leaves, and so ends the others, before the files are written
+
+    def _begin_files(self) -> list[MetricLogger]:
+        """Make the folder agree with the progress: settings, log and, in a new one, a first checkpoint."""
+        if not self.is_first:
+            return []
+        self.folder.write_config(self.config)
+        self.folder.log.begin(self.progress.log_bytes)
+        if not self.resumed:
+            self._save()
+        return open_loggers(self.folder.path, self.config, self.progress.logged_step)
 
     @property
-    def share(self) -> float | None:
-        """Share of the budget spent, 0 … 1; None where the curriculum has no budget."""
+    def share(self) -> float:
+        """Share of the budget spent, 0 … 1; 0 where the curriculum has none."""
         budget = self.config.budget
-        return None if budget is None else min(1.0, self.progress.evaluations / budget.evaluations)
+        return 0.0 if budget is None else min(1.0, self.progress.evaluations / budget.evaluations)
+
+    def _shown_share(self) -> float | None:
+        """Share of the training done, as far as it can be known."""
+        config, progress = self.config, self.progress
+        if config.curriculum.kind == "schedule":
+            return self.share
+        known = []
+        if config.max_epochs is not None:
+            windows = len(self.sampler.windows(progress.segment_length))
+            known.append(
+                (progress.epoch + (progress.position - progress.epoch_start) / windows) / config.max_epochs
+            )
+        if config.max_seconds is not None:
+            known.append((time.perf_counter() - self.begun) / config.max_seconds)
+        return max(known, default=None)
 
     def _epoch_is_over(self) -> bool:
         """A schedule validates at even shares of the budget, a plateau curriculum after each pass."""
-        progress, curriculum = self.progress, self.config.curriculum
-        if curriculum.kind == "schedule":
-            return (self.share or 0.0) * curriculum.epochs >= progress.epoch + 1 - 1e-9
+        progress, curriculum, budget = self.progress, self.config.curriculum, self.config.budget
+        if curriculum.kind == "schedule" and budget is not None:
+            before, now = (
+                math.floor(min(1.0, spent / budget.evaluations) * curriculum.epochs + 1e-9)
+                for spent in (progress.validated_at, progress.evaluations)
+            )
+            return now > before
         if progress.segment_length == 0:
             return False
-        return progress.position - progress.epoch_start >= len(self._segments_of(progress.segment_length))
+        return progress.position - progress.epoch_start >= len(self.sampler.windows(progress.segment_length))
 
     def _why_finished(self) -> str | None:
-        progress = self.progress
+        """Why training is over, in words; None: it goes on. What was trained is validated first."""
+        progress, config = self.progress, self.config
+        if progress.validation_batch is not None or self._epoch_is_over():
+            return None
         if progress.curriculum.finished:
             return "converged: no better score for the patience given"
-        if self.share is not None and self.share >= 1.0:
+        if self.share >= 1.0:
             return "the budget is spent"
-        if self.config.max_epochs is not None and progress.epoch >= self.config.max_epochs:
-            return f"max_epochs ({self.config.max_epochs}) reached"
+        if config.max_epochs is not None and progress.epoch >= config.max_epochs:
+            return f"max_epochs ({config.max_epochs}) reached"
         return None
 
-    def _interrupted(self) -> bool:
-        """A signal, or max_time: the run stops cleanly and the same command goes on (same on all processes)."""
+    def _is_late(self, took: float) -> bool:
+        """Whether another piece of work as long as the last would end after ``max_time``."""
         limit = self.config.max_seconds
-        stop = self._signal is not None or (limit is not None and time.perf_counter() - self._started > limit)
-        if self.fabric.world_size > 1:
-            stop = bool(self.fabric.all_reduce(torch.tensor(float(stop)), reduce_op="sum") > 0)
-        return stop and self.progress.finished is None
+        return limit is not None and time.perf_counter() - self.begun + took > limit
 
     # --- one step ---------------------------------------------------------------------------------------
 
-    def _segments_of(self, length: int) -> Segments:
-        if self._segments is None or self._segments.length != length:
-            self._segments = setup.training_segments(self.config, self.split.train, length)
-            self._order = (-1, None)
-        return self._segments
-
-    def _next_indices(self, length: int) -> Any:
-        """Numbers of the next batch's windows, the same on all processes: (segment length, position) say all."""
+    def _step(self) -> None:
         progress = self.progress
-        if progress.segment_length != length:
-            progress.segment_length, progress.position, progress.epoch_start = length, 0, 0
-        n, size = len(self._segments_of(length)), self.config.batch_size
-        pass_number, offset = divmod(progress.position, n)
-        if self._order[0] != pass_number:
-            seed = self.config.seed * 1009 + length
-            self._order = (pass_number, epoch_order(n, seed, pass_number))
-        indices = self._order[1][offset : offset + size]
-        progress.position += len(indices)
-        return indices
+        plan = self.curriculum.plan(progress.curriculum, self.share)
+        if progress.segment_length != plan.segment_length:
+            progress.segment_length, progress.position, progress.epoch_start = plan.segment_length, 0, 0
+        segments = self.sampler.batch(plan.segment_length, progress.position)
+        result = self._gradient(segments)
+        # Adam would move on by its momentum even where every segment burst at once.
+        norm = self.learner.update(plan.lr, progress.step) if result.n_frames else None
+        self._count(plan, len(segments), result, norm)
+        loss = sum(result.parts.values()) / self.loss.step_weights.total(plan.segment_length)
+        self.observer.stepped(plan, loss, self._shown_share(), progress)
 
-    def _step(self, plan: Plan) -> StepResult:
-        progress, fabric = self.progress, self.fabric
-        if not progress.epoch_sums:
-            progress.epoch_sums = {"steps": 0.0}
-        indices = self._next_indices(plan.segment_length)
-        mine = self._segments_of(plan.segment_length).take(indices[fabric.global_rank :: fabric.world_size])
-        self.optimizer.zero_grad(set_to_none=True)
-        batch = collate(mine, self.split.train).to(fabric.device) if len(mine) else None
-        zero = torch.zeros(
-            counts(self.split.train[0].state(0)).shape, dtype=torch.float64, device=fabric.device
-        )
-        totals = zero if batch is None else counts(batch.state)
-        if fabric.world_size > 1:
-            totals = fabric.all_reduce(totals, reduce_op="sum")
-        result = StepResult({}, 0)
+    def _gradient(self, segments: Segments) -> StepResult:
+        """Loss and gradient of the joined batch; each process unrolls its part of it."""
+        fabric, learner = self.fabric, self.learner
+        learner.optimizer.zero_grad(set_to_none=True)
+        mine = segments[fabric.global_rank :: fabric.world_size]
+        batch = collate(mine, self.split.train).to(fabric.device) if mine else None
+        totals = sum_over(fabric, no_counts(fabric.device) if batch is None else counts(batch.state))
+        result = StepResult({}, 0, 0)
         if batch is not None:
-            result = loss_and_gradient(self.potential, batch, self.loss, self.backprop, totals)
-        sum_gradients(fabric, self.parameters)
-        result = self._summed(result)
-        norm = self._update(plan.lr)
-        self._count(plan, len(indices), result, norm)
-        return result
-
-    def _summed(self, result: StepResult) -> StepResult:
-        if self.fabric.world_size == 1:
-            return result
-        names = [term.quantity for term in self.loss.terms]
-        local = torch.tensor(
-            [result.parts.get(n, 0.0) for n in names] + [float(result.n_burst)], dtype=torch.float64
-        )
-        total = self.fabric.all_reduce(local, reduce_op="sum").tolist()
-        return StepResult(dict(zip(names, total[:-1], strict=True)), int(total[-1]))
-
-    def _update(self, lr: float) -> float | None:
-        """Clip and apply the gradient; None if it is not finite, and then nothing is touched."""
-        norm = float(torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]))
-        if not norm < float("inf"):
-            return None
-        for parameter in self.parameters:
-            if parameter.grad is not None:
-                parameter.grad.mul_(min(1.0, self.config.gradient_clip / (norm + 1e-12)))
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
-        if self.averaged is not self.potential:
-            with torch.no_grad():
-                # Early on the average follows closely: the first weights are not worth remembering.
-                decay = min(self.config.ema, (1.0 + self.progress.step) / (10.0 + self.progress.step))
-                for average, weight in zip(
-                    self.averaged.parameters(), self.potential.parameters(), strict=True
-                ):
-                    average.lerp_(weight, 1.0 - decay)
-        return norm
+            result = loss_and_gradient(learner.potential, batch, self.loss, self.backprop, totals)
+        sum_gradients(fabric, learner.parameters)
+        names = [term.quantity for term in self.loss.active_terms(segments.length)]
+        return sum_results(fabric, result, names)
 
     def _count(self, plan: Plan, n_segments: int, result: StepResult, norm: float | None) -> None:
         progress, sums = self.progress, self.progress.epoch_sums
         progress.step += 1
-        costs = self.config.budget.costs if self.config.budget else {"one_step": 1.0, "rollout": 1.0}
-        progress.evaluations += evaluation_cost(dict(costs), n_segments, plan.segment_length)
-        found = {"steps": 1.0, "burst": float(result.n_burst), "skipped": float(norm is None)}
-        found |= {f"train_{name}": value for name, value in result.parts.items()}
+        progress.lr = plan.lr
+        progress.position += n_segments
+        progress.evaluations += evaluation_cost(self.config.budget, n_segments, plan.segment_length)
+        found = {"burst": float(result.n_burst), "skipped": float(norm is None)}
         if norm is not None:
-            found["norm"] = norm
+            found |= {"applied": 1.0, "norm": norm}
+            weight = self.loss.step_weights.total(plan.segment_length)
+            found |= {f"train_{name}": value / weight for name, value in result.parts.items()}
         for name, value in found.items():
             sums[name] = sums.get(name, 0.0) + value
 
     # --- one validation -----------------------------------------------------------------------------------
 
-    def _validate(self) -> None:
-        progress = self.progress
-        if progress.validation_batch is None:
-            progress.validation_batch, progress.validation_sums = 0, {}
-
-        def after_batch(done: int, sums: dict[str, float]) -> None:
-            progress.validation_batch, progress.validation_sums = done, sums
-            self.observer.validating(min(1.0, done / len(self.validation.batches)))
-            self._save_if_due()
-
-        potential = self.averaged.eval()
-        sums = self.validation.run(
-            potential, progress.validation_batch, progress.validation_sums, after_batch
+    def _validate(self, loggers: list[MetricLogger]) -> None:
+        """The next part of a validation; after the last one, what follows from it."""
+        progress, validation = self.progress, self.validation
+        potential = self.learner.averaged.eval()
+        progress.validation_batch, progress.validation_sums = validation.round(
+            potential, progress.validation_batch or 0, progress.validation_sums
         )
-        self.averaged.train()
-        score = self.validation.score(sums)
-        plan = self.curriculum.plan(progress.curriculum, self.share or 0.0)
+        self.learner.averaged.train()
+        self.observer.validating(progress.validation_batch / len(validation.batches))
+        if progress.validation_batch == len(validation.batches):
+            self._conclude(validation.score(progress.validation_sums), loggers)
+
+    def _conclude(self, score: Score, loggers: list[MetricLogger]) -> None:
+        progress = self.progress
         if progress.best is None or score < progress.best:
             progress.best = score
-            self.best = model_record(potential, self._provenance(score))
-        progress.curriculum = self.curriculum.after_validation(progress.curriculum, score)
+            self.best = model_record(self.learner.averaged, self._provenance(score))
+            self.model_is_written = False
+        progress.curriculum = self.curriculum.after_validation(progress.curriculum, score, self.share)
         progress.epoch += 1
-        self._log_row(plan, sums, score)
+        row = self._row(score)
+        if self.is_first:
+            progress.log_bytes = self.folder.log.append(row)
+            for logger in loggers:
+                logger.log(row)
+        self.observer.validated(row)
+        progress.logged_step = progress.step
         progress.validation_batch, progress.validation_sums, progress.epoch_sums = None, {}, {}
-        progress.epoch_start = progress.position
+        progress.epoch_start, progress.validated_at = progress.position, progress.evaluations
+        self._save()
 
-    def _log_row(self, plan: Plan, sums: dict[str, float], score: Any) -> None:
-        progress, epoch = self.progress, self.progress.epoch_sums
+    def _row(self, score: Score) -> dict[str, Any]:
+        """The epoch's row of log.csv."""
         self._tick()
-        steps = max(epoch.get("steps", 0.0), 1.0)
-        parts = {k: v / steps for k, v in epoch.items() if k.startswith("train_")}
-        applied = steps - epoch.get("skipped", 0.0)
-        row = {
+        progress, sums = self.progress, self.progress.epoch_sums
+        applied = sums.get("applied", 0.0)
+        parts = {name: value / applied for name, value in sums.items() if name.startswith("train_")}
+        return {
             "epoch": progress.epoch,
             "step": progress.step,
             "evaluations": progress.evaluations,
             "segment_length": progress.segment_length,
-            "lr": plan.lr,
-            "train_loss": sum(parts.values()),
+            "lr": progress.lr,
+            "train_loss": sum(parts.values()) if parts else None,
             **parts,
-            "gradient_norm": epoch.get("norm", 0.0) / applied if applied else None,
-            **validation_row(sums, score),
-            "burst_training": int(epoch.get("burst", 0)),
-            "steps_skipped": int(epoch.get("skipped", 0)),
+            "gradient_norm": sums["norm"] / applied if applied else None,
+            **validation_row(progress.validation_sums, score),
+            "burst_training": int(sums.get("burst", 0)),
+            "steps_skipped": int(sums.get("skipped", 0)),
             "wall_s": round(progress.wall_s, 3),
         }
-        if self.fabric.global_rank == 0:
-            progress.log_bytes = self.log.append(row)
-            for logger in self.loggers:
-                logger.log(row)
-        self.observer.validated(row)
 
     # --- keeping -------------------------------------------------------------------------------------------
 
-    def _provenance(self, score: Any) -> dict[str, Any]:
+    def _provenance(self, score: Score | None) -> dict[str, Any]:
         return {
             "config": self.config.model_dump(mode="json"),
             "step": self.progress.step,
             "segment_length": self.progress.segment_length,
-            "validation_loss": score[1],
-            "validation_bursts": score[0],
+            "validation_loss": score[1] if score is not None and math.isfinite(score[1]) else None,
+            "validation_frames_lost": score[0] if score is not None else None,
             "dt_fs": sorted({run.dt_fs for run in self.split.train}),
         }
 
     def _tick(self) -> None:
         now, cpu = time.perf_counter(), time.process_time()
-        self.progress.wall_s += now - self._clock
-        self.progress.cpu_s += cpu - self._cpu_clock
-        self._clock, self._cpu_clock = now, cpu
+        self.progress.wall_s += now - self.clock
+        self.progress.cpu_s += cpu - self.cpu_clock
+        self.clock, self.cpu_clock = now, cpu
 
-    def _save_if_due(self) -> None:
-        if time.perf_counter() - self._last_checkpoint > CHECKPOINT_EVERY_S:
-            self.save()
-
-    def save(self) -> None:
-        """Write the checkpoint (one process does)."""
+    def _save(self) -> None:
+        """Write the model where it is new, then the checkpoint that knows of it (the first process does)."""
         self._tick()
-        self._last_checkpoint = time.perf_counter()
-        if self.fabric.global_rank != 0:
+        self.saved_at = time.perf_counter()
+        if not self.is_first:
             return
-        tensors = {
-            "fingerprint": self.fingerprint,
-            "weights": self.potential.energy_model.state_dict(),
-            "averaged": self.averaged.energy_model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "best": self.best,
-        }
-        if self.best is not None:
+        if not self.model_is_written and self.best is not None:
             self._write_model()
-        save_checkpoint(self.checkpoint_path, self.progress, tensors)
+        self.folder.save(
+            self.progress, {"fingerprint": self.fingerprint, **self.learner.state_dict(), "best": self.best}
+        )
 
     def _write_model(self) -> None:
-        if self.fabric.global_rank == 0 and self.best is not None:
-            with atomic_path(self.model_path) as part:
-                torch.save(self.best, part)
+        """The best model; before the first validation the one there is."""
+        self.folder.write_model(self.best or model_record(self.learner.averaged, self._provenance(None)))
+        self.model_is_written = self.best is not None

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from ase.data import chemical_symbols
 
-from dyntrain.config import Config, DataFiles, PlateauConfig
+from dyntrain.config import Config, DataFiles, PlateauConfig, TruncatedConfig
 from dyntrain.curriculum import Curriculum, PlateauCurriculum, ScheduleCurriculum, Stage
 from dyntrain.data.diagnose import RunReport, usable_runs
 from dyntrain.data.readers import read_trajectories
@@ -17,6 +18,7 @@ from dyntrain.data.splits import Split, automatic_split, explicit_split
 from dyntrain.data.trajectory import Trajectory
 from dyntrain.errors import UserError
 from dyntrain.loss import Loss, StepWeights, Term
+from dyntrain.models.egnn import EGNN
 from dyntrain.models.files import build_model, load_model, set_precision
 from dyntrain.neighbors import neighbor_list
 from dyntrain.potential import Conservative
@@ -44,15 +46,40 @@ def load_split(config: Config) -> tuple[Split, list[RunReport]]:
     return Split(split.train, split.validation, test, split.how), reports
 
 
-def fingerprint(runs: Sequence[Trajectory]) -> str:
-    """A short hash of what was read, so that a resumed run cannot silently go on with other data."""
+def fingerprint(split: Split) -> str:
+    """A short hash of all that was read, so that a resumed run cannot silently go on with other data."""
     digest = hashlib.sha256()
-    for run in runs:
-        digest.update(np.int64([run.n_frames, run.n_atoms]).tobytes())
-        digest.update(np.ascontiguousarray(run.energies).tobytes())
-        digest.update(np.ascontiguousarray(run.positions[-1]).tobytes())
-        digest.update(np.float64(run.dt).tobytes())
+    for part in (split.train, split.validation):
+        digest.update(f"{len(part)} runs".encode())
+        for run in part:
+            digest.update(f"{run.positions.shape} {run.dt!r} {run.breaks} {run.pbc}".encode())
+            digest.update(run.atomic_numbers.data)
+            for array in (run.positions, run.velocities, run.forces, run.energies, run.cell, run.masses):
+                digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()[:16]
+
+
+def remarks(config: Config, split: Split, held_out: Segments) -> list[str]:
+    """What comes out other than asked for because the data are small, one sentence each."""
+    found = []
+    if held_out.length < config.validation.n_steps + 1:
+        found.append(
+            f"Validation roll-outs take {held_out.length - 1} steps instead of {config.validation.n_steps}: "
+            "no validation run is longer."
+        )
+    if len(held_out) < config.validation.n_starts:
+        found.append(
+            f"Validation starts from {len(held_out)} frames instead of {config.validation.n_starts}: "
+            "the runs hold no more."
+        )
+    if config.training_points is not None:
+        n = len(training_segments(config, split.train, config.max_length))
+        if n < config.training_points:
+            found.append(
+                f"Training uses {n} points instead of {config.training_points}: the runs hold no more "
+                f"segments of {config.max_length} frames."
+            )
+    return found
 
 
 def make_potential(config: Config, training: Sequence[Trajectory]) -> Conservative:
@@ -63,17 +90,24 @@ def make_potential(config: Config, training: Sequence[Trajectory]) -> Conservati
     elements = sorted({int(z) for run in training for z in run.atomic_numbers})
     if config.start_from is not None:
         potential = load_model(config.start_from, precision=config.precision)
-        unknown = set(elements) - set(potential.elements or elements)
+        unknown = sorted(set(elements) - set(potential.elements or elements))
         if unknown:
+            symbols = ", ".join(chemical_symbols[z] for z in unknown)
             raise UserError(
-                f"start_from: {config.start_from} does not know the elements {sorted(unknown)} of the training runs"
+                f"start_from: {config.start_from} does not know {symbols}, which the training runs hold; "
+                "start from a model of all their elements, or from none"
             )
         return potential.train()
+    settings = config.model.settings
+    if own := sorted({"elements", "cutoff"} & set(settings)):
+        raise UserError(
+            f"model.settings.{own[0]}: the cutoff belongs under model.cutoff, and the elements are those of "
+            "the data"
+        )
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        settings = {"elements": elements, "cutoff": config.model.cutoff, **config.model.settings}
-        model = build_model(config.model.name, **settings)
-    if hasattr(model, "set_statistics"):
+        model = build_model(config.model.name, elements=elements, cutoff=config.model.cutoff, **settings)
+    if isinstance(model, EGNN):
         model.set_statistics(
             energy_shifts(training, elements), rms_force(training), mean_neighbors(training, model.cutoff)
         )
@@ -108,6 +142,11 @@ def mean_neighbors(runs: Sequence[Trajectory], cutoff: float) -> float:
 
 
 def make_loss(config: Config) -> Loss:
+    """The loss as configured.
+
+    Raises:
+        UserError: terms that cannot teach anything.
+    """
     terms = []
     for quantity in ("forces", "energy", "positions", "velocities"):
         term = getattr(config.loss, quantity)
@@ -117,8 +156,13 @@ def make_loss(config: Config) -> Loss:
     along = [t for t in terms if t.quantity in ("positions", "velocities")]
     if not terms or len(terms) == len(along) or (config.max_length > 1 and len(terms) == len(single_only)):
         raise UserError(
-            "loss: give forces or energy a weight above 0; positions and velocities alone say nothing about a "
-            "single frame, nor does a term that counts only at S = 1 say anything about a longer segment"
+            "loss: give forces or energy a weight above 0; positions and velocities alone say nothing about "
+            "a single frame, nor does a term that counts only at S = 1 say anything about a longer segment"
+        )
+    if any(t.quantity == "positions" for t in terms) and make_backprop(config).block == 1:
+        raise UserError(
+            "loss.positions: without a gradient from step to step (`backprop`) the positions of a roll-out "
+            "teach nothing; use truncated with at least 2 frames, full or adjoint, or leave the term out"
         )
     return Loss(terms, StepWeights(config.loss.first_step_weight, config.loss.later_step_weight))
 
@@ -135,9 +179,10 @@ def make_curriculum(config: Config) -> Curriculum:
 
 def make_backprop(config: Config) -> Backprop:
     chosen = config.backprop
-    if isinstance(chosen, str):
-        return {"stop_gradient": StopGradient(), "full": Full(), "adjoint": Adjoint()}[chosen]
-    return Truncated(chosen.truncated)
+    if isinstance(chosen, TruncatedConfig):
+        return Truncated(chosen.truncated)
+    named: dict[str, Backprop] = {"stop_gradient": StopGradient(), "full": Full(), "adjoint": Adjoint()}
+    return named[chosen]
 
 
 def training_segments(config: Config, runs: Sequence[Trajectory], length: int) -> Segments:

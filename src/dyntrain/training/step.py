@@ -15,16 +15,18 @@ from dyntrain.loss import Loss
 from dyntrain.neighbors import VerletNeighbors
 from dyntrain.potential import Potential
 from dyntrain.rollout import Backprop, BurstGuard, rollout
+from dyntrain.training.processes import sum_over
 
 SKIN = 0.5
 """Å; of the neighbour list kept along a roll-out (atoms move about 0.01 Å a step)."""
 
 
 class StepResult(NamedTuple):
-    """Sums of one process: loss by term, segments that burst."""
+    """parts: loss by term; n_burst: segments that burst; n_frames: frames of segments that had a loss."""
 
     parts: dict[str, float]
     n_burst: int
+    n_frames: int
 
 
 def loss_and_gradient(
@@ -37,45 +39,59 @@ def loss_and_gradient(
             that of the joined batch.
     """
     length = batch.length
-    neighbors = VerletNeighbors(potential.cutoff, SKIN if length > 1 else 0.0)
-    parts: dict[str, float] = {}
-    n_left, pending = 0, None
-    for frame in rollout(
+    frames = rollout(
         potential,
         batch.state,
         VelocityVerlet(batch.dt),
         length - 1,
         backprop=backprop,
         kicks=batch.kicks,
-        neighbors=neighbors,
+        neighbors=VerletNeighbors(potential.cutoff, SKIN if length > 1 else 0.0),
         guard=BurstGuard(),
-    ):
-        found = loss.at(frame, batch.targets, batch.state, totals, length)
-        for name, value in found.items():
-            parts[name] = parts.get(name, 0.0) + float(value.detach())
-        step_loss = torch.stack(list(found.values())).sum()
-        pending = step_loss if pending is None else pending + step_loss
+    )
+    sums: dict[str, Tensor] = {}
+    pending: Tensor | None = None
+    n_left = n_frames = 0
+    for frame in frames:
+        parts = loss.at(frame, batch.targets, batch.state, totals, length)
+        for name, value in parts.items():
+            sums[name] = sums.get(name, 0.0) + value.detach()
+        here = torch.stack(list(parts.values())).sum()
+        pending = here if pending is None else pending + here
         if backprop.block is not None and (frame.step + 1) % backprop.block == 0:
             pending.backward()
             pending = None
         n_left = frame.systems.numel() if frame.step == length - 1 else 0
+        n_frames += frame.systems.numel()
     if pending is not None:
         pending.backward()
-    return StepResult(parts, batch.state.n_systems - n_left)
+    return StepResult(
+        {name: float(value) for name, value in sums.items()}, batch.state.n_systems - n_left, n_frames
+    )
+
+
+def sum_results(fabric: Fabric, result: StepResult, names: Iterable[str]) -> StepResult:
+    """The sums over all processes; ``names``: terms of the loss, alike on all of them."""
+    names = list(names)
+    numbers = [result.parts.get(name, 0.0) for name in names] + [result.n_burst, result.n_frames]
+    *parts, n_burst, n_frames = sum_over(fabric, torch.tensor(numbers, dtype=torch.float64)).tolist()
+    return StepResult(dict(zip(names, parts, strict=True)), int(n_burst), int(n_frames))
 
 
 def sum_gradients(fabric: Fabric, parameters: Iterable[torch.nn.Parameter]) -> None:
     """Replace each ``grad`` by its sum over all processes, in one flat exchange.
 
-    A weight without gradient (an energy's bias under a loss of forces) counts as zero: every process
-    must take part with the same numbers.
+    A weight without gradient on any process (an energy's bias under a loss of forces) stays without: zeros
+    would let Adam move it on by its momentum, which one process does not.
     """
     if fabric.world_size == 1:
         return
     parameters = list(parameters)
-    flat = torch.cat(
-        [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1).double() for p in parameters]
+    has_gradient = torch.tensor(
+        [p.grad is not None for p in parameters], dtype=torch.float64, device=fabric.device
     )
-    flat = fabric.all_reduce(flat, reduce_op="sum")
-    for parameter, piece in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad = piece.view_as(parameter).to(parameter.dtype)
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = sum_over(fabric, torch.cat([has_gradient, *(g.reshape(-1).double() for g in gradients)]))
+    n_with, *pieces = flat.split([len(parameters), *(p.numel() for p in parameters)])
+    for parameter, n, piece in zip(parameters, n_with.tolist(), pieces, strict=True):
+        parameter.grad = piece.view_as(parameter).to(parameter.dtype) if n else None

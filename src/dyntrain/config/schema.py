@@ -1,17 +1,12 @@
-"""The YAML configuration: every key, its default and its unit; unknown keys are errors with the nearest name."""
+"""The configuration's sections: every key with its type, default and unit."""
 
 from __future__ import annotations
 
-import difflib
 import re
-import types
-from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-
-from dyntrain.errors import UserError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -33,7 +28,7 @@ Duration = Annotated[str, BeforeValidator(_checked_time)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class DataFiles(_Section):
@@ -132,7 +127,16 @@ class ValidationConfig(_Section):
 
     n_starts: int = Field(default=32, ge=1)
     n_steps: int = Field(default=60, ge=0, description="shortened, and said, where the runs are shorter")
-    batch_size: int = Field(default=32, ge=1, description="starts unrolled together")
+    batch_size: int = Field(
+        default=32, ge=1, description="starts unrolled together, fewer where structures are large"
+    )
+
+
+class CostsConfig(_Section):
+    """Cost of one training evaluation of one structure, in units of the first."""
+
+    one_step: float = Field(default=1.0, gt=0, description="at S = 1")
+    rollout: float = Field(gt=0, description="in a roll-out of S > 1")
 
 
 class BudgetConfig(_Section):
@@ -141,9 +145,7 @@ class BudgetConfig(_Section):
     evaluations: float = Field(
         gt=0, description="training evaluations of one structure at S = 1, or their worth"
     )
-    costs: dict[Literal["one_step", "rollout"], float] = Field(
-        description="cost of one evaluation in a training step at S = 1 and in a roll-out of S > 1 (ratio)"
-    )
+    costs: CostsConfig
 
 
 class LoggerConfig(_Section):
@@ -159,10 +161,53 @@ class TruncatedConfig(_Section):
     truncated: int = Field(ge=1)
 
 
+def _choice(decide: Callable[[Any], str | None], wrong: str) -> Discriminator:
+    """Which of several forms a value has: mistakes are then told for that form alone.
+
+    Tags are in parentheses, which no key of ours has, so that ``_sentence`` can leave them out.
+    """
+    return Discriminator(decide, custom_error_type="choice", custom_error_message=wrong)
+
+
+_ONLY_PLATEAU = set(PlateauConfig.model_fields) - set(ScheduleConfig.model_fields)
+_ONLY_SCHEDULE = set(ScheduleConfig.model_fields) - set(PlateauConfig.model_fields)
+
+
+def kind_of(curriculum: dict[str, Any], default: str) -> Any:
+    """By ``kind``, else by the keys that only one kind has."""
+    if "kind" in curriculum:
+        return curriculum["kind"]
+    if _ONLY_PLATEAU & set(curriculum):
+        return "plateau"
+    return "schedule" if _ONLY_SCHEDULE & set(curriculum) else default
+
+
+def _curriculum_tag(value: Any) -> str | None:
+    if isinstance(value, dict):
+        kind = kind_of(value, default="schedule")
+        return f"({kind})" if kind in ("plateau", "schedule") else None
+    return f"({getattr(value, 'kind', 'schedule')})"
+
+
+Data = Annotated[
+    Annotated[list[str], Tag("(files)")] | Annotated[DataFiles, Tag("(splits)")],
+    _choice(lambda value: "(splits)" if isinstance(value, dict | DataFiles) else "(files)", ""),
+]
+BackpropName = Literal["stop_gradient", "full", "adjoint"]
+BackpropChoice = Annotated[
+    Annotated[BackpropName, Tag("(name)")] | Annotated[TruncatedConfig, Tag("(truncated)")],
+    _choice(lambda value: "(truncated)" if isinstance(value, dict | TruncatedConfig) else "(name)", ""),
+]
+CurriculumChoice = Annotated[
+    Annotated[PlateauConfig, Tag("(plateau)")] | Annotated[ScheduleConfig, Tag("(schedule)")],
+    _choice(_curriculum_tag, "kind should be 'plateau' or 'schedule'"),
+]
+
+
 class Config(_Section):
     """A training run. ``data`` alone is enough."""
 
-    data: list[str] | DataFiles = Field(description="AIMD files: a list (split automatically) or by split")
+    data: Data = Field(description="AIMD files: a list (split automatically) or by split")
     dt: float | None = Field(default=None, gt=0, description="fs between frames, where the files do not say")
     output: str = Field(default="dyntrain-output", description="folder for everything written")
     seed: int = Field(default=0, ge=0)
@@ -180,10 +225,12 @@ class Config(_Section):
         description="so many segments, drawn once; null: every window of the training runs",
     )
     loss: LossConfig = LossConfig()
-    backprop: Literal["stop_gradient", "full", "adjoint"] | TruncatedConfig = Field(
+    backprop: BackpropChoice = Field(
         default="full", description="how gradients flow between steps; adjoint: those of full in flat memory"
     )
-    curriculum: Annotated[PlateauConfig | ScheduleConfig, Field(discriminator="kind")] = ScheduleConfig()
+    curriculum: CurriculumChoice = Field(
+        default=ScheduleConfig(), description="how S and the learning rate go; kind follows from the keys"
+    )
     gradient_clip: float = Field(default=10.0, gt=0, description="largest norm of the gradient")
     ema: float = Field(default=0.99, ge=0, lt=1, description="decay of the averaged weights a step; 0: none")
     validation: ValidationConfig = ValidationConfig()
@@ -239,104 +286,6 @@ PAPER: dict[str, Any] = {
     },
     "gradient_clip": 1.0,
     "ema": 0.0,
-    "validation": {"n_starts": 256, "n_steps": 120, "batch_size": 8},
+    "validation": {"n_starts": 256, "n_steps": 120, "batch_size": 256},
 }
 """The published recipe (METHOD); what the user's YAML says comes on top of it."""
-
-
-def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        inner = merged.get(key)
-        merged[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
-    return merged
-
-
-def parse_config(values: Any, source: str = "configuration") -> Config:
-    """A checked Config from the plain values of a YAML file.
-
-    Raises:
-        UserError: the first mistakes, one line each, with the key, what was expected and what came.
-    """
-    if not isinstance(values, dict):
-        raise UserError(
-            f"{source}: expected keys and values (as `data: [run.extxyz]`), got {type(values).__name__}"
-        )
-    if values.get("preset") == "paper":
-        values = _merged(PAPER, values)
-    curriculum = values.get("curriculum")
-    if isinstance(curriculum, dict) and "kind" not in curriculum:
-        kind = (
-            "plateau" if {"max_length", "patience", "factor", "restart_lr"} & set(curriculum) else "schedule"
-        )
-        values = {**values, "curriculum": {"kind": kind, **curriculum}}
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        lines = list(dict.fromkeys(_sentence(problem) for problem in error.errors()))
-        raise UserError(f"{source}: " + "; ".join(lines)) from None
-
-
-def read_config(path: Path | str) -> Config:
-    """A checked Config from a YAML file.
-
-    Raises:
-        UserError: no such file, no YAML, or a mistake in it.
-    """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot read the configuration {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no text file (UTF-8), so no configuration") from error
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    return parse_config(values, str(path))
-
-
-def dump_config(config: Config) -> str:
-    """The resolved configuration as YAML; reading it gives the same Config."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def _sentence(problem: Any) -> str:
-    # Union tags and class names in the location mean nothing to a user.
-    location = [str(part) for part in problem["loc"]]
-    keys = [part for part in location if part not in _UNION_TAGS]
-    name = ".".join(keys)
-    if problem["type"] == "extra_forbidden":
-        known = _known_keys(keys[:-1])
-        near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(known)}"
-        return f"unknown key `{name}`: {hint}"
-    if problem["type"] == "missing":
-        return f"`{name}` is missing"
-    came = problem.get("input")
-    shown = f", got {came!r}" if isinstance(came, str | int | float | bool | list | type(None)) else ""
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"`{name}`: {message}" + ("" if "got" in message else shown)
-
-
-_UNION_TAGS = {"plateau", "schedule", "list[str]", "DataFiles", "TruncatedConfig"} | {
-    "literal['stop_gradient','full','adjoint']"
-}
-
-
-def _known_keys(path: list[str]) -> list[str]:
-    """Keys of the section at ``path`` of Config."""
-    sections: list[type[BaseModel]] = [Config]
-    for key in path:
-        found = [s.model_fields[key].annotation for s in sections if key in s.model_fields]
-        sections = [model for annotation in found for model in _models_in(annotation)] or sections
-    return sorted({name for section in sections for name in section.model_fields})
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if get_origin(annotation) in (Union, types.UnionType, list, Annotated):
-        return [model for inner in get_args(annotation) for model in _models_in(inner)]
-    return []

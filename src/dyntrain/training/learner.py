@@ -1,0 +1,71 @@
+"""What learns: the network, its running average and the optimiser, one clipped update at a time."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+
+from dyntrain.potential import Conservative
+
+
+class Learner:
+    """Adam on a clipped gradient, and an exponential moving average of the weights (EMA).
+
+    Args:
+        potential: what is trained.
+        gradient_clip: largest norm of the gradient.
+        ema: decay of the average in one update; 0: no average.
+
+    Attributes:
+        potential: with the weights that learn.
+        averaged: with the weights that are validated and kept: the average, or those of ``potential``.
+    """
+
+    def __init__(self, potential: Conservative, gradient_clip: float, ema: float) -> None:
+        self.potential, self.gradient_clip, self.ema = potential, gradient_clip, ema
+        self.averaged = copy.deepcopy(potential).requires_grad_(False) if ema > 0 else potential
+        self.parameters = [p for p in potential.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(self.parameters)
+
+    def update(self, lr: float, step: int) -> float | None:
+        """Apply the weights' ``grad``; its norm before clipping, None if not finite: nothing is touched then.
+
+        Args:
+            step: number of updates tried before this one.
+        """
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        if not math.isfinite(norm):
+            return None
+        if norm > self.gradient_clip:
+            for gradient in gradients:
+                gradient.mul_(self.gradient_clip / norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        if self.averaged is not self.potential:
+            # Early on the average follows closely: the first weights are not worth remembering.
+            decay = min(self.ema, (1.0 + step) / (10.0 + step))
+            with torch.no_grad():
+                pairs = zip(self.averaged.parameters(), self.potential.parameters(), strict=True)
+                for average, weight in pairs:
+                    average.lerp_(weight, 1.0 - decay)
+        return norm
+
+    def state_dict(self) -> dict[str, Any]:
+        state = {
+            "weights": self.potential.energy_model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        if self.averaged is not self.potential:
+            state["averaged"] = self.averaged.energy_model.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.potential.energy_model.load_state_dict(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.averaged is not self.potential:
+            self.averaged.energy_model.load_state_dict(state["averaged"])
