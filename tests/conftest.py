@@ -1,4 +1,4 @@
-"""Shared fixtures: the reference data beside the checkout, and one torch thread a test."""
+"""What all tests share: the reference data beside the checkout, one torch thread, repeatable examples."""
 
 from __future__ import annotations
 
@@ -8,6 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+# The same examples every time and no clock: a property test fails for everybody or for nobody. New examples:
+# `pytest --hypothesis-profile=explore`.
+settings.register_profile(
+    "repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("explore", deadline=None)
+settings.load_profile("repeatable")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

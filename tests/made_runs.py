@@ -94,7 +94,8 @@ def as_atoms(run: RawRun, *, momenta: bool = True, time_stamps: bool = True) -> 
     """The frames as ASE writes them to files."""
     frames = []
     for k in range(len(run.positions)):
-        atoms = Atoms(run.atomic_numbers, run.positions[k], cell=run.cell, pbc=run.pbc, masses=run.masses)
+        cell = run.cell if run.cell.ndim == 2 else run.cell[k]
+        atoms = Atoms(run.atomic_numbers, run.positions[k], cell=cell, pbc=run.pbc, masses=run.masses)
         if momenta and run.velocities is not None:
             atoms.set_velocities(run.velocities[k])
         if time_stamps and run.dt_fs is not None:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dyntrain.data.breaks import find_breaks, with_breaks
+from dyntrain.data.constraints import find_held
 from dyntrain.data.diagnose import diagnose, usable_runs
 from dyntrain.data.raw import RawRun, to_trajectory
 from dyntrain.data.readers import read_trajectories
@@ -103,7 +104,7 @@ def test_the_friction_is_the_one_of_the_data(shared_data: Path) -> None:
     file = shared_data / "data" / "ethanol_nvt_dft" / "ethanol_nvt_300K_1fs.extxyz"
     (run,) = read_trajectories(file)
     stated = np.array([atoms.info["xi_fit_per_fs"] for atoms in read(file, ":")][1:-1])
-    motion = measure(run)
+    motion = measure(run, find_held(run))
     assert motion is not None
     # The file counts a friction that slows down as negative.
     np.testing.assert_allclose(motion.friction * FS, -stated, rtol=0, atol=1e-8)

@@ -134,6 +134,24 @@ def test_a_batch_carries_the_recorded_cells_where_one_changes() -> None:
     np.testing.assert_array_equal(growing.kicks(5, 9).cells[:, 0], growing.cell[6:9])
 
 
+def test_coarse_steps_carry_their_own_kicks() -> None:
+    """Windows of each third frame: the recording's own forces and the kicks lead from one to the next."""
+    found = find_segments([RUN.replace(breaks=(20,))], 4, stride=3)
+    assert [s.start for s in found] == [*range(0, 11), *range(20, 31)]
+    batch = collate([Segment(0, 5, 4, 3)], [RUN])
+    assert batch.dt.tolist() == [3 * RUN.dt]
+    np.testing.assert_array_equal(batch.targets.positions, RUN.positions[5:15:3])
+    verlet, state = VelocityVerlet(batch.dt), batch.state
+    for k in range(3):
+        force, following = batch.targets.forces[k], batch.targets.forces[k + 1]
+        state = verlet.drift(state, force, batch.kicks.positions[k])
+        state = verlet.finish(state, force, following, batch.kicks.velocities[k])
+        torch.testing.assert_close(state.positions, batch.targets.positions[k + 1], rtol=0, atol=1e-13)
+        torch.testing.assert_close(state.velocities, batch.targets.velocities[k + 1], rtol=0, atol=1e-13)
+    with pytest.raises(UserError, match=r"segment of 20 frames, each 3 frames after the last: .* at most 14"):
+        find_segments([RUN], 20, stride=3)
+
+
 def test_a_batch_knows_the_fixed_atoms() -> None:
     held = RUN.replace(fixed_atoms=(1, 3))
     assert collate([Segment(0, 0, 2)], [RUN]).state.fixed is None

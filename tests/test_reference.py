@@ -24,8 +24,8 @@ from aimd_runs import TOY, arrays, equal, kicks_of
 from dyntrain.errors import UserError
 from dyntrain.reference import AimdProgress, AimdSettings, build_system, generate_aimd
 from dyntrain.reference.aimd import _assemble
-from dyntrain.reference.record import Record
 from dyntrain.reference.kinetics import remove_rigid_motion
+from dyntrain.reference.record import Record
 from dyntrain.reference.runs import Piece, make_pieces, plan
 
 WATER = AimdSettings("water", n_steps=60, thermalise_steps=20, checkpoint_every=16, seed=3)

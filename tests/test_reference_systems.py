@@ -7,13 +7,13 @@ from pathlib import Path
 import ase.io
 import numpy as np
 import pytest
-from aimd_runs import arrays, equal, kicks_of
 from ase import Atoms
 from ase.geometry import get_distances
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from aimd_runs import arrays, equal, kicks_of
 from dyntrain.errors import UserError
 from dyntrain.reference import AimdSettings, build_system, generate_aimd, settings_for
 from dyntrain.reference import h2_pd6_graphene as h2
@@ -83,6 +83,7 @@ def test_settings_that_suit() -> None:
     impact = settings_for("h2-pd6-graphene")
     assert impact.calculator_options == {"accuracy": 0.05, "electronic_temperature": 1000.0}
     assert settings_for("h2-pd6-graphene", method="emt").calculator_options == {}
+    assert settings_for("ethanol", method="cp2k").checkpoint_every == 20
     assert settings_for("ethanol") == AimdSettings("ethanol")
 
 
@@ -136,7 +137,7 @@ def test_surface_is_the_ideal_one_relaxed(surface: Atoms) -> None:
 
 
 def start_conditions(atoms: Atoms) -> dict[str, float]:
-    """What decides an H2 (the last two atoms) on its way to the cluster, measured from positions and momenta."""
+    """What decides an H2 (the last two atoms) on its way to the cluster, from positions and momenta."""
     hydrogen, host = atoms[-2:], atoms[:-2]
     velocities, masses = hydrogen.get_velocities(), hydrogen.get_masses()
     centre, flight = hydrogen.positions.mean(0), velocities.mean(0)
@@ -159,6 +160,7 @@ def start_conditions(atoms: Atoms) -> dict[str, float]:
     }
 
 
+@settings(max_examples=100, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_every_start_is_within_its_ranges(surface: Atoms, seed: int) -> None:
     before = surface.positions.copy()
@@ -191,14 +193,17 @@ def test_starts_are_uniformly_distributed(surface: Atoms) -> None:
 
 
 def test_vibration_is_the_classical_motion_in_the_morse_well() -> None:
-    mass, phases = 0.504, np.linspace(0, 2 * np.pi, 4001)
-    lengths, speeds = np.array([h2.vibration(phase, mass) for phase in phases]).T
+    mass, phases, step = 0.504, np.linspace(0, 2 * np.pi, 200), 1e-5
+    before, (lengths, speeds), after = (
+        np.array([h2.vibration(phase + shift, mass) for phase in phases]).T for shift in (-step, 0, step)
+    )
     decay = np.exp(-h2.MORSE_STIFFNESS * (lengths - h2.MORSE_LENGTH))
     acceleration = -2 * h2.MORSE_DEPTH * h2.MORSE_STIFFNESS * decay * (1 - decay) / mass
-    # Phase goes with time, so one frequency turns both slopes along the phase into those along time.
-    frequency = speeds[0] / np.gradient(lengths, phases, edge_order=2)[0]
-    assert frequency * np.gradient(lengths, phases, edge_order=2) == pytest.approx(speeds, abs=1e-6)
-    assert frequency * np.gradient(speeds, phases, edge_order=2) == pytest.approx(acceleration, abs=1e-4)
+    slope_of_length, slope_of_speed = (after - before) / (2 * step)
+    # Phase goes with time: one frequency turns both slopes along the phase into those along time.
+    frequency = speeds[0] / slope_of_length[0]
+    assert frequency * slope_of_length == pytest.approx(speeds, abs=1e-8)
+    assert frequency * slope_of_speed == pytest.approx(acceleration, abs=1e-7)
 
 
 def test_the_morse_well_is_that_of_the_method() -> None:
@@ -234,20 +239,20 @@ def test_run_begins_with_its_own_molecule_in_flight(toy_runs: list[Path]) -> Non
     assert starts[0]["translation"] != starts[1]["translation"]
 
 
-@pytest.mark.parametrize("n_kept", [1, 3, 4, 5])
+@pytest.mark.parametrize("n_kept", [3, 4, 5])
 def test_resumed_at_any_piece_equals_undisturbed(toy_runs: list[Path], tmp_path: Path, n_kept: int) -> None:
     record = Record.of(TOY_IMPACT, tmp_path)
-    folder = record.pieces_folder(1)
+    folder = record.pieces_folder(0)
     folder.mkdir()
-    pieces = make_pieces(TOY_IMPACT, record.atoms, 1, folder)
+    pieces = make_pieces(TOY_IMPACT, record.atoms, 0, folder)
     for _ in range(n_kept):
         next(pieces)
     assert piece_path(folder, n_kept - 1).exists() and not piece_path(folder, n_kept).exists()
-    assert equal(generate_aimd(TOY_IMPACT, tmp_path, n_runs=2)[1], toy_runs[1])
+    assert equal(generate_aimd(TOY_IMPACT, tmp_path)[0], toy_runs[0])
 
 
 def test_a_thermostat_would_brake_the_molecule() -> None:
-    with pytest.raises(UserError, match="has a molecule in flight.*: use nve"):
+    with pytest.raises(UserError, match="has a molecule in flight"):
         settings_for("h2-pd6-graphene", ensemble="langevin")
 
 
@@ -265,7 +270,7 @@ def test_run_is_velocity_verlet_on_the_energy(tmp_path: Path) -> None:
 
 
 def frame_0(shared_data: Path) -> list[Atoms]:
-    frames = [ase.io.read(path, 0) for path in sorted((shared_data / "h2pd6gra").glob("*.traj"))]
+    frames = [ase.io.read(path, 0) for path in sorted((shared_data / "data" / "h2pd6gra").glob("*.traj"))]
     assert len(frames) == 6
     return [atoms for atoms in frames if isinstance(atoms, Atoms)]
 
@@ -295,16 +300,16 @@ def test_reference_runs_start_as_ours_do(shared_data: Path) -> None:
 @pytest.mark.slow
 def test_reference_runs_have_our_energies(shared_data: Path, surface: Atoms) -> None:
     pytest.importorskip("tblite")
-    settings, frames = settings_for("h2-pd6-graphene"), frame_0(shared_data)
+    suited, frames = settings_for("h2-pd6-graphene"), frame_0(shared_data)
     again = frames[0].copy()
-    again.calc = new_calculator(settings.method, settings.calculator_options)
+    again.calc = new_calculator(suited.method, suited.calculator_options)
     assert again.get_potential_energy() == pytest.approx(frames[0].get_potential_energy(), abs=1e-7)
     assert again.get_forces() == pytest.approx(frames[0].get_forces(), abs=1e-7)
     relaxed = surface.copy()
     relaxed.calc = again.calc
     assert np.linalg.norm(relaxed.get_forces(), axis=1).max() < 0.011
     molecule = Atoms("H2", [[0, 0, 0], [0, 0, h2.MORSE_LENGTH]])
-    molecule.calc = new_calculator(settings.method, settings.calculator_options)
+    molecule.calc = new_calculator(suited.method, suited.calculator_options)
     lowest = relaxed.get_potential_energy() + molecule.get_potential_energy()
     thermal = np.mean([atoms.get_potential_energy() for atoms in frames]) - lowest
     equipartition = 1.5 * 55 * 8.617333e-5 * 300

@@ -77,7 +77,7 @@ def test_the_true_potential_is_the_zero_of_the_loss() -> None:
     segments = collate([Segment(0, 3, 6)], [thermostatted])
     assert float(segments.kicks.velocities.abs().max()) > 0.01
     loss = Loss([Term(quantity) for quantity in ("forces", "positions", "velocities")])
-    truth, wrong = Conservative(Morse(1.0, 1.5, 1.3)), Conservative(Morse(1.1, 1.5, 1.3))
+    truth, wrong = (Conservative(Morse(depth, 1.5, 1.3, cutoff=9.0)) for depth in (1.0, 1.1))
     found = loss_and_gradient(truth, segments, loss, Full(), counts(segments.state))
     assert (found.n_burst, found.n_frames) == (0, 6)
     assert set(found.parts) == {"forces", "positions", "velocities"}

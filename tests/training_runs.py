@@ -12,8 +12,7 @@ from torch import Tensor
 
 from dyntrain.config import Config, parse_config
 from dyntrain.models.files import read_record
-from dyntrain.training import TrainingResult, train
-from dyntrain.training.loop import Silent
+from dyntrain.training import Silent, TrainingResult, train
 from made_runs import as_atoms, morse_run
 
 COMPOSITIONS = ((6, 1, 8, 1), (6, 1), (8, 1, 1))

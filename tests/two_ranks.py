@@ -37,8 +37,8 @@ class NoOxygen(EGNN):
 BY_ELEMENT = [Term("forces", per_element=True), Term("energy", only_single_frames=True)]
 ALL = [Term("forces"), Term("energy"), Term("velocities", kind="l2")]
 
-# Runs of the batch's segments (0: CHOH, 1: CH, 2: OHH; the first process takes the even ones), segment length,
-# backprop, terms, network.
+# Runs of the batch's segments (0: CHOH, 1: CH, 2: OHH; the first process takes the even ones), segment
+# length, backprop, terms, network.
 CASES: dict[str, tuple[list[int], int, Backprop, list[Term], type[EGNN]]] = {
     "equal": ([0, 0, 0, 0], 3, Full(), ALL, EGNN),
     "unequal compositions": ([0, 1, 0, 2], 3, Full(), BY_ELEMENT, EGNN),

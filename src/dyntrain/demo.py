@@ -22,10 +22,9 @@ from dyntrain.evaluate import ModelResult, Verdict, evaluate_model, judge
 from dyntrain.models.files import load_model
 from dyntrain.reference import AimdProgress, AimdSettings, generate_aimd
 from dyntrain.report import LearningCurve, require_report_extra, write_report
-from dyntrain.training import TrainingResult, setup, train
+from dyntrain.training import Observer, TrainingResult, setup, train
 from dyntrain.training.budget import measure_budget
 from dyntrain.training.logs import read_log
-from dyntrain.training.loop import Observer
 
 ARMS = {
     "one_step": [{"segment_length": 1, "share": 1.0}],

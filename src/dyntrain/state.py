@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,9 +73,9 @@ class State:
         """The same state with some fields exchanged."""
         return dataclasses.replace(self, **changes)
 
-    def _mapped(self, function: Any) -> State:
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return State(**{name: None if value is None else function(value) for name, value in values.items()})
+    def _mapped(self, function: Callable[[Tensor], Tensor]) -> State:
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return self.replace(**{name: function(value) for name, value in fields.items() if value is not None})
 
     def detach(self) -> State:
         """The same numbers, cut from any autograd graph."""

@@ -18,14 +18,24 @@ class Ensemble(StrEnum):
     nose_hoover = "nose-hoover"
 
 
+_System = Annotated[
+    str,
+    typer.Argument(
+        help="A molecule by name (ethanol, CH3CH2OH), water-box-N or water-box-N-DENSITY (N molecules, "
+        "g/cm³), h2-pd6-graphene, or a structure file."
+    ),
+]
+_Options = Annotated[
+    Path | None,
+    typer.Option(
+        help="YAML file with keywords of the method: accuracy and electronic_temperature (K) of xTB, or "
+        "those of the ASE calculator (paths absolute)."
+    ),
+]
+
+
 def aimd(
-    system: Annotated[
-        str,
-        typer.Argument(
-            help="A molecule by name (ethanol, CH3CH2OH), water-box-N or water-box-N-DENSITY (N molecules, "
-            "g/cm³), h2-pd6-graphene, or a structure file."
-        ),
-    ],
+    system: _System,
     output: Annotated[Path, typer.Option(help="Folder for the runs; the same command goes on with them.")],
     runs: Annotated[int, typer.Option(help="Independent runs; more than before adds runs.")] = 1,
     steps: Annotated[
@@ -46,10 +56,7 @@ def aimd(
             "h2-pd6-graphene: GFN1-xTB) unless given."
         ),
     ] = None,
-    calculator: Annotated[
-        Path | None,
-        typer.Option(help="YAML file with keywords of the method's ASE calculator; paths in it absolute."),
-    ] = None,
+    calculator: _Options = None,
     seed: Annotated[int, typer.Option(help="Same seed, same numbers.")] = 0,
     thermalise: Annotated[int, typer.Option(help="Langevin steps before the recording, discarded.")] = 500,
     workers: Annotated[

@@ -17,23 +17,30 @@ def check(
         float | None, typer.Option(help="Time between frames in fs, where the files do not say it.")
     ] = None,
     json: Annotated[Path | None, typer.Option(help="Also write the reports to this file.")] = None,
+    keys: Annotated[
+        Path | None,
+        typer.Option(help="YAML with the names of keys and their units, as under `keys` in a config."),
+    ] = None,
 ) -> None:
     """Tell whether reference runs can be used for dynamic training, and what is odd about them."""
     from rich.console import Console
 
     from dyntrain.data.diagnose import diagnose, refused
-    from dyntrain.data.readers import expand_paths, read_trajectory
+    from dyntrain.data.keys import AUTOMATIC, read_keys
+    from dyntrain.data.readers import expand_paths, read_runs
     from dyntrain.errors import UserError
 
     console = Console()
+    mapping = AUTOMATIC if keys is None else read_keys(keys)
     reports: list[RunReport] = []
     for file in expand_paths(files):
         try:
-            report = diagnose(read_trajectory(file, dt))
+            found = [diagnose(run) for run in read_runs(file, dt, mapping)]
         except UserError as mistake:
-            report = refused(str(file), mistake)
-        reports.append(report)
-        show(report, console)
+            found = [refused(str(file), mistake)]
+        for report in found:
+            show(report, console)
+        reports += found
     if json is not None:
         _write(reports, json)
     errors = [f for report in reports for f in report.findings if f.severity == "error"]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from dyntrain.data.run_report import RunReport
     from dyntrain.evaluate import ModelResult, Verdict
     from dyntrain.reference import AimdProgress
-    from dyntrain.training.loop import Observer
+    from dyntrain.training import Observer
 
 
 def demo(

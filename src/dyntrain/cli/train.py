@@ -92,8 +92,8 @@ class TrainingBar:
                 say(f"[yellow]{finding.severity}[/] {escape(report.file)}: {escape(finding.message)}")
         frames = sum(run.n_frames for run in split.train)
         say(
-            f"{self.name}: {len(split.train)} training runs ({frames} frames), {len(split.validation)} for "
-            f"validation. {escape(split.how)}"
+            f"{self.name}: {len(split.train)} run(s) of {frames} frames to train on, "
+            f"{len(split.validation)} to validate on. {escape(split.how)}"
         )
         say("Roll-outs beside recorded runs apply the runs' kicks.")
         if resumed:

@@ -89,7 +89,7 @@ def read_config(path: Path | str) -> Config:
 
 def dump_config(config: Config) -> str:
     """The resolved configuration as YAML; reading it gives the same Config."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 _WORDS = {

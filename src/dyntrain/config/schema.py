@@ -224,6 +224,12 @@ class Config(_Section):
         ge=1,
         description="so many segments, drawn once; null: every window of the training runs",
     )
+    stride: int = Field(
+        default=1,
+        ge=1,
+        description="frames between the steps of a training segment: coarse steps with their own kicks reach "
+        "so many times further in time for the same cost",
+    )
     loss: LossConfig = LossConfig()
     backprop: BackpropChoice = Field(
         default="full", description="how gradients flow between steps; adjoint: those of full in flat memory"
@@ -254,6 +260,11 @@ class Config(_Section):
     def max_seconds(self) -> float | None:
         """``max_time`` in seconds."""
         return None if self.max_time is None else seconds(self.max_time)
+
+    @property
+    def max_span(self) -> int:
+        """Frames from the first to the last of the longest segment, both included."""
+        return (self.max_length - 1) * self.stride + 1
 
     @property
     def max_length(self) -> int:

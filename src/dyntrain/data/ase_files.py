@@ -8,40 +8,69 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ase.data import chemical_symbols
 
+from dyntrain.data.ase_keys import LabelKeys, values_of
+from dyntrain.data.formats.frames import CUT_OFF
+from dyntrain.data.formats.text import plain_name, unpacked
+from dyntrain.data.keys import AUTOMATIC, KeyMap
 from dyntrain.data.raw import RawRun
 from dyntrain.data.timestamps import TIME_KEYS, settle_time_stamps
 from dyntrain.data.trajectory import FloatArray
 from dyntrain.errors import UserError
 
-# Extended XYZ may carry velocities in a column of one of these names (momenta are ASE's own).
-_VELOCITY_KEYS = ("velocities", "velocity", "velo", "vel")
+# Text formats in which a number that is cut off at the end of the file would still be read as one.
+_LINES = (".xyz", ".extxyz")
 
 
-def read_ase(file: Path) -> RawRun:
+def read_ase(file: Path, keys: KeyMap = AUTOMATIC) -> RawRun:
     """Read all frames of a file.
+
+    Args:
+        keys: the user's word on keys and units; without it keys are found by name and units are ASE's.
 
     Raises:
         UserError: no such file, a format ASE does not know, damaged content, frames without energy or
-            forces, atoms that change along the run; the message names file and frame.
+            forces, several candidates for one of them, atoms that change along the run; the message names
+            file and frame.
     """
-    frames = _Frames(str(file))
-    with warnings.catch_warnings(record=True) as caught:
+    frames = _Frames(str(file), keys)
+    with warnings.catch_warnings(record=True) as caught, unpacked(file) as plain:
         warnings.simplefilter("always")
-        for atoms in _iterate(file):
+        for atoms in _iterate(plain, file):
             frames.add(atoms)
+        if plain_name(file).endswith(_LINES) and not _ends_with_a_line(plain):
+            frames.drop_last()
     run = frames.finish()
     run.notes += sorted({f"ASE warns: {' '.join(str(w.message).split())}" for w in caught})
     return run
 
 
-def _iterate(file: Path) -> Iterator[Any]:
+def _ends_with_a_line(file: Path) -> bool:
+    with open(file, "rb") as stream:
+        stream.seek(max(0, file.stat().st_size - 1))
+        return stream.read(1) == b"\n"
+
+
+def _rows(file: Path) -> Iterator[Any]:
+    """Frames of an ASE database in the order they were added, with their key-value pairs as info."""
+    from ase.db import connect
+
+    for row in connect(file, type="db").select(sort="id"):
+        atoms = row.toatoms()
+        atoms.info.update(row.key_value_pairs)
+        yield atoms
+
+
+def _iterate(plain: Path, file: Path) -> Iterator[Any]:
+    """Frames of the (unpacked) file; errors name the file as the user knows it."""
     from ase.io import iread
 
     n_read = 0
     try:
         # A `do_not_split_by_at_sign` keeps ASE from reading part of a file name as an index.
-        for atoms in iread(file, index=":", do_not_split_by_at_sign=True):
+        read = _rows(plain) if plain.suffix == ".db" else iread(plain, ":", do_not_split_by_at_sign=True)
+        for atoms in read:
             yield atoms
             n_read += 1
     except UserError:
@@ -55,11 +84,23 @@ def _iterate(file: Path) -> Iterator[Any]:
         ) from error
 
 
+def _formula(atoms: Any) -> str:
+    known = ((atoms.numbers >= 0) & (atoms.numbers < len(chemical_symbols))).all()
+    return (
+        str(atoms.get_chemical_formula())
+        if known
+        else f"atomic numbers {sorted(set(atoms.numbers.tolist()))}"
+    )
+
+
 class _Frames:
     """Frames of one file, collected one by one and checked against the first."""
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, keys: KeyMap = AUTOMATIC) -> None:
         self.file = file
+        self.keys = keys
+        self.labels: LabelKeys | None = None
+        self.notes: list[str] = []
         self.positions: list[FloatArray] = []
         self.forces: list[FloatArray] = []
         self.energies: list[float] = []
@@ -72,24 +113,37 @@ class _Frames:
 
     def add(self, atoms: Any) -> None:
         frame = len(self.positions)
-        if self.first is None:
+        if self.first is None or self.labels is None:
             self.first = atoms
+            self.labels = LabelKeys(atoms, self.keys, self.file)
         self._check_same_atoms(atoms, frame)
-        results = {} if atoms.calc is None else dict(atoms.calc.results)
-        self.energies.append(self._energy(results, atoms, frame))
-        self.forces.append(self._forces(results, atoms, frame))
+        self.energies.append(self._energy(atoms, frame))
+        self.forces.append(self._forces(atoms, frame))
         self.positions.append(atoms.get_positions())
         self.cells.append(atoms.cell.array.copy())
         self.velocities.append(self._velocities(atoms, frame))
         self.times.append({k: atoms.info[k] for k in TIME_KEYS if k in atoms.info})
 
+    def drop_last(self) -> None:
+        """Forget the last frame, whose last number may lack its end."""
+        columns: tuple[list[Any], ...] = (
+            self.positions,
+            self.forces,
+            self.energies,
+            self.cells,
+            self.velocities,
+            self.times,
+        )
+        for column in columns:
+            del column[-1:]
+        self.notes.append(CUT_OFF)
+
     def _check_same_atoms(self, atoms: Any, frame: int) -> None:
         first = self.first
         if len(atoms) != len(first) or (atoms.numbers != first.numbers).any():
             raise UserError(
-                f"{self.file}, frame {frame}: the atoms change ({first.get_chemical_formula()} in frame 0, "
-                f"here {atoms.get_chemical_formula()} or another order); a file must hold one run of the "
-                "same atoms."
+                f"{self.file}, frame {frame}: the atoms change ({_formula(first)} in frame 0, here {_formula(atoms)} "
+                "or another order); a file must hold one run of the same atoms."
             )
         if (atoms.pbc != first.pbc).any():
             raise UserError(
@@ -105,36 +159,39 @@ class _Frames:
         if not np.allclose(masses, self.masses, rtol=1e-6):
             raise UserError(f"{self.file}, frame {frame}: the masses differ from those of frame 0.")
 
-    def _energy(self, results: dict[str, Any], atoms: Any, frame: int) -> float:
-        # Forces are the gradient of the free energy where a code smears the occupations and gives both.
-        if results.get("free_energy") is not None:
-            energy = results["free_energy"]
-            self.free_energy_frames += "energy" in results and results["energy"] != energy
-        else:
-            energy = results.get("energy")
+    def _energy(self, atoms: Any, frame: int) -> float:
+        held = values_of("energy", atoms)
+        key = self.labels.energy if self.labels else None
+        energy = held.get(key) if key is not None else None
         if energy is None:
-            raise UserError(self._missing("energy", atoms.info, frame))
+            raise UserError(self._missing("energy", key, atoms.info, frame))
+        # Forces are the gradient of the free energy where a code smears the occupations and gives both.
+        if key == "free_energy":
+            self.free_energy_frames += "energy" in held and held["energy"] != energy
         try:
-            return float(energy)
+            return float(energy) * (self.keys.factor("energy") or 1.0)
         except (TypeError, ValueError) as error:
             raise UserError(f"{self.file}, frame {frame}: the energy is no number: {energy!r}.") from error
 
-    def _forces(self, results: dict[str, Any], atoms: Any, frame: int) -> FloatArray:
-        forces = results.get("forces")
+    def _forces(self, atoms: Any, frame: int) -> FloatArray:
+        key = self.labels.forces if self.labels else None
+        forces = values_of("forces", atoms).get(key) if key is not None else None
         if forces is None:
-            raise UserError(self._missing("forces", atoms.arrays, frame))
-        return self._floats(forces, "forces", (len(atoms), 3), frame)
+            raise UserError(self._missing("forces", key, atoms.arrays, frame))
+        return self._floats(forces, "forces", (len(atoms), 3), frame) * (self.keys.factor("forces") or 1.0)
 
     def _velocities(self, atoms: Any, frame: int) -> FloatArray | None:
         """Velocities in Å/ASE time: momenta over masses, or a column of velocities."""
+        key = self.labels.velocities if self.labels else None
+        if key is None or (key not in atoms.arrays and self.keys.velocities is None):
+            return None
+        if key not in atoms.arrays:
+            raise UserError(self._missing("velocities", key, atoms.arrays, frame))
         shape = (len(atoms), 3)
-        if "momenta" in atoms.arrays:
-            momenta = self._floats(atoms.arrays["momenta"], "momenta", shape, frame)
-            return momenta / self._floats(atoms.get_masses(), "masses", shape[:1], frame)[:, None]
-        for key in _VELOCITY_KEYS:
-            if key in atoms.arrays:
-                return self._floats(atoms.arrays[key], key, shape, frame)
-        return None
+        values = self._floats(atoms.arrays[key], key, shape, frame)
+        if key == "momenta":
+            values = values / self._floats(atoms.get_masses(), "masses", shape[:1], frame)[:, None]
+        return values * (self.keys.factor("velocities") or 1.0)
 
     def _floats(self, values: Any, name: str, shape: tuple[int, ...], frame: int) -> FloatArray:
         try:
@@ -145,25 +202,32 @@ class _Frames:
             raise UserError(f"{self.file}, frame {frame}: {name} must have shape {shape}, got {array.shape}.")
         return array
 
-    def _missing(self, what: str, found: dict[str, Any], frame: int) -> str:
-        similar = [key for key in found if what.rstrip("s")[:5] in key.lower()]
-        hint = f"; it has {', '.join(sorted(similar))}: rename that to `{what}`" if similar else ""
+    def _missing(self, what: str, key: str | None, found: dict[str, Any], frame: int) -> str:
+        if key is not None:
+            return f"{self.file}, frame {frame} has no `{key}`, where its {what} should be."
+        similar = [name for name in found if what.rstrip("s")[:5] in name.lower()]
+        hint = (
+            f"; it has {', '.join(sorted(similar))}: say with `keys: {{{what}: …}}` if that is meant"
+            if similar
+            else ""
+        )
         return (
             f"{self.file}, frame {frame} has no {what}; each frame needs positions, energy and forces{hint}."
         )
 
     def finish(self) -> RawRun:
-        if self.first is None or self.masses is None:
+        if self.first is None or self.masses is None or self.labels is None or not self.positions:
             raise UserError(f"{self.file} holds no frames that ASE can read.")
-        notes = []
+        notes = [*self.labels.notes, *self.notes]
         if self.free_energy_frames:
             notes.append("Energies are the free energies, of which the forces are the gradient.")
-        cells = np.stack(self.cells)
+        length = self.keys.factor("positions") or 1.0
+        cells = np.stack(self.cells) * length
         dt_fs, breaks, time_notes = settle_time_stamps(self.times, self.file)
         return RawRun(
             file=self.file,
             reader="ase",
-            positions=np.stack(self.positions),
+            positions=np.stack(self.positions) * length,
             forces=np.stack(self.forces),
             energies=np.array(self.energies),
             cell=cells[0] if (cells == cells[0]).all() else cells,

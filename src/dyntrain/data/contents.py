@@ -9,6 +9,7 @@ import numpy as np
 from dyntrain.data.motion import complete, cosine
 from dyntrain.data.thermostat import inner_frames
 from dyntrain.data.trajectory import FloatArray, IntArray, Trajectory
+from dyntrain.data.velocities import CLEAR_CORRELATION
 from dyntrain.units import FS, KB
 
 # Closest distances are looked for in at most so many frames, and pairs of atoms in all of them together.
@@ -69,7 +70,10 @@ class EnergyMatch(NamedTuple):
 
 
 def energy_force_match(run: Trajectory) -> EnergyMatch:
-    """Hold E(k+1) − E(k) against −½[F(k) + F(k+1)]·[r(k+1) − r(k)], breaks left out."""
+    """Hold E(k+1) − E(k) against −½[F(k) + F(k+1)]·[r(k+1) − r(k)], breaks left out.
+
+    Nothing is said of a changing cell whose stress does work that positions and forces do not show.
+    """
     steps = _steps_inside(run)
     mean_force = 0.5 * (run.forces[steps] + run.forces[steps + 1])
     work = -np.einsum("kia,kia->k", mean_force, run.positions[steps + 1] - run.positions[steps])
@@ -84,7 +88,10 @@ def energy_force_match(run: Trajectory) -> EnergyMatch:
         odd[:] = False
     jumps, work, change = 1 + steps[odd], work[~odd], change[~odd]
     slope = float((work * change).sum() / (work * work).sum())
-    return EnergyMatch(slope, cosine(work, change), tuple(int(b) for b in jumps))
+    correlation = cosine(work, change)
+    if not run.fixed_cell and correlation < CLEAR_CORRELATION:
+        return EnergyMatch(None, None, ())
+    return EnergyMatch(slope, correlation, tuple(int(b) for b in jumps))
 
 
 def drift(run: Trajectory) -> float | None:

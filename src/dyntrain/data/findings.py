@@ -1,229 +1,303 @@
-"""Findings: what a user should know of a run, in plain sentences with what to do."""
+"""Findings of the motion: whether forces explain it, what else acts, and how often it was saved."""
 
 from __future__ import annotations
 
-import numpy as np
-from ase.data import atomic_numbers, covalent_radii
+import math
+from dataclasses import dataclass
 
-from dyntrain.data.breaks import find_irregular
-from dyntrain.data.contents import EnergyMatch, repeated_frames
+import numpy as np
+
+from dyntrain.data.causes import lag_of_forces, lattice_jumps, position_digits, rounding_share
+from dyntrain.data.constraints import Held
+from dyntrain.data.masses import find_wrong_masses
 from dyntrain.data.motion import DtFit
-from dyntrain.data.run_report import Finding, RunReport
+from dyntrain.data.run_report import Finding, RunReport, finding
+from dyntrain.data.spectrum import STABLE_SHARE
+from dyntrain.data.stride import estimate_stride
 from dyntrain.data.thermostat import Motion
 from dyntrain.data.trajectory import Trajectory
-from dyntrain.data.velocities import CLEAR_CORRELATION, velocity_match
+from dyntrain.data.velocities import CLEAR_CORRELATION
+
+# Frames further apart than this share of the fastest period no longer tell how far apart they are.
+INFERABLE_SHARE = 1 / 3
+# Forces shifted by a frame, coarse positions and the like are looked for where more than this is unexplained.
+_UNEXPLAINED = 1e-3
+# Rounded positions are the reason where their rounding makes up this share of what is unexplained.
+_ROUNDING_SHARE = 0.3
 
 
-def find_oddities(
-    run: Trajectory, report: RunReport, motion: Motion | None, fit: DtFit | None, match: EnergyMatch
-) -> tuple[Finding, ...]:
-    """All findings of a run whose breaks are marked, from what was measured of it."""
-    return (
-        *_about_motion(run, report, motion, fit),
-        *_about_breaks(run),
-        *_about_velocities(run, report),
-        *_about_energies(run, match),
-        *_about_structure(run, report),
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What `diagnose` measured of a run whose breaks and fixed atoms are marked."""
+
+    run: Trajectory
+    report: RunReport
+    held: Held
+    motion: Motion | None
+    fit: DtFit | None
+
+    @property
+    def explained(self) -> bool:
+        """Whether forces and a bath explain the motion."""
+        return self.fit is not None and (
+            self.fit.correlation >= CLEAR_CORRELATION or self.report.ensemble == "langevin"
+        )
+
+
+def about_motion(m: Measured) -> list[Finding]:
+    """Why a run is no dynamics at all, or what acts on it beside its forces."""
+    if len(m.report.fixed_atoms) == m.run.n_atoms:
+        what = "no atom moves in the whole run; these are no dynamics"
+        return [finding("nothing_moves", "error", "certain", what, training="there is nothing to unroll")]
+    if not m.run.forces.any():
+        what = "all forces are zero: check where they are stored"
+        return [finding("no_forces", "error", "certain", what, training="there is nothing to learn")]
+    found = [*_about_time(m)]
+    if m.motion is None or m.fit is None:
+        what = "too few consecutive frames to hold the motion against forces"
+        unchecked = "units, dt and masses are taken on trust"
+        found.append(finding("too_short", "warning", "certain", what, training=unchecked))
+    elif not m.explained:
+        found.append(_unexplained(m))
+    else:
+        found += [*_about_bath(m, m.motion), *_about_rest(m, m.motion)]
+    return [*found, *_about_holding(m)]
+
+
+def _unexplained(m: Measured) -> Finding:
+    cause, mend = _likeliest_cause(m)
+    return finding(
+        "forces_do_not_explain_motion",
+        "error",
+        "certain",
+        f"forces do not explain how the atoms move (correlation {m.report.dt_correlation:.2f} of second "
+        f"differences with dt²F/m, at least {CLEAR_CORRELATION} is needed); the likeliest cause: {cause}",
+        training="roll-outs would follow the kicks and learn nothing of the forces",
+        mend=mend,
     )
 
 
-def _about_motion(
-    run: Trajectory, report: RunReport, motion: Motion | None, fit: DtFit | None
-) -> list[Finding]:
+def _likeliest_cause(m: Measured) -> tuple[str, str]:
+    run, period = m.run, m.report.fastest_period_fs
+    if m.report.shuffled:
+        return "the frames are not in the order of time", "give the frames in the order of the run"
+    if lattice_jumps(run):
+        return (
+            "positions are wrapped into a cell that is not marked as periodic",
+            "mark the periodic directions (pbc) in the file",
+        )
+    if lag := lag_of_forces(run, m.held):
+        return f"frames hold the forces of the {_neighbour(lag)} frame", "shift the forces by one frame"
+    digits = position_digits(run)
+    if digits is not None and rounding_share(run, m.held, digits[1]) > 0.3:
+        return f"the positions have only {digits[0]}", "write them with more digits"
+    if wrong := find_wrong_masses(run, m.held):
+        return f"wrong masses: {'; '.join(map(str, wrong))}", "state the masses of the run"
+    if not run.fixed_cell:
+        return "the forces or dt belong to another run, or frames are missing", "check keys, units and dt"
+    if period is not None and run.dt_fs > INFERABLE_SHARE * period:
+        return (
+            f"frames {run.dt_fs:.3g} fs apart are too far from each other for a motion of {period:.3g} fs",
+            "save the run more often",
+        )
+    return (
+        "frames are missing between those saved, or dt, the forces or the masses are wrong",
+        "check keys, units, dt and masses",
+    )
+
+
+def _neighbour(lag: int) -> str:
+    return "next" if lag > 0 else "previous"
+
+
+def _about_bath(m: Measured, motion: Motion) -> list[Finding]:
     found = []
-    if len(report.fixed_atoms) == run.n_atoms:
-        return [Finding("nothing_moves", "error", "no atom moves in the whole run; these are no dynamics.")]
-    if not run.forces.any():
-        return [Finding("no_forces", "error", "all forces are zero: check where they are stored.")]
-    if motion is None or fit is None:
-        found.append(
-            Finding("too_short", "warning", "too few consecutive frames to hold the motion against forces.")
+    ratio = f"{m.report.kick_ratio:.2g}" if m.report.kick_ratio is not None else "unknown"
+    if m.report.barostat:
+        what = (
+            "a barostat scales the positions with the cell: a homogeneous strain and a friction a frame "
+            f"leave {motion.residual_after_friction:.1e} of dt²F/m unexplained, forces alone {motion.residual:.1e}"
         )
-    elif fit.correlation < CLEAR_CORRELATION and report.ensemble != "langevin":
-        found.append(Finding("forces_do_not_explain_motion", "error", _why_unexplained(report)))
-    elif report.ensemble not in ("nve", "unknown"):
+        kept = f"kicks of {ratio} of dt²F/m and the recorded cells are followed in roll-outs"
+        found.append(finding("barostat", "info", "very likely", what, training=kept))
+    if m.report.ensemble not in ("nve", "unknown"):
+        what = f"the run is thermostatted ({m.report.ensemble})"
+        kept = f"kicks of {ratio} of dt²F/m are recorded and applied wherever a roll-out is compared with it"
+        found.append(finding("thermostat", "info", "very likely", what, training=kept))
+    return found
+
+
+def _about_rest(m: Measured, motion: Motion) -> list[Finding]:
+    """What remains unexplained where the forces do explain most of the motion."""
+    if m.report.ensemble == "langevin" or (m.fit and m.fit.strided):
+        return []
+    found = _about_masses(m)
+    if motion.residual_after_friction < _UNEXPLAINED and motion.rms_residual < 10 * _UNEXPLAINED:
+        return found
+    if lag := lag_of_forces(m.run, m.held):
         found.append(
-            Finding(
-                "thermostat",
-                "info",
-                f"the run is thermostatted ({report.ensemble}): kicks of {report.kick_ratio:.2g} of dt²F/m "
-                "are recorded and applied wherever a roll-out is compared with it.",
+            finding(
+                "forces_of_other_frames",
+                "error",
+                "very likely",
+                f"frames hold the forces of the {_neighbour(lag)} frame",
+                training="every structure would be taught the forces of another",
+                mend="shift the forces by one frame",
             )
         )
-    elif report.ensemble == "unknown":
+    digits = position_digits(m.run)
+    if digits and (share := rounding_share(m.run, m.held, digits[1])) > _ROUNDING_SHARE * motion.rms_residual:
         found.append(
-            Finding(
-                "unknown_ensemble",
+            finding(
+                "few_digits",
                 "info",
-                f"forces leave {motion.residual:.1e} of the motion unexplained (thermostat, stride or few "
-                "digits); it is recorded as kicks and applied wherever a roll-out is compared with the run.",
+                "very likely",
+                f"positions are written with {digits[0]}, whose rounding is {share:.1g} of dt²F/m",
+                training="it becomes part of the kicks, and of velocities rebuilt from positions",
+                mend="write more digits where you can",
             )
         )
-    if fit is not None and fit.strided:
-        found.append(
-            Finding("strided", "info", "only every n-th step of the run seems to be saved (n unknown, > 1).")
+    if not found and m.report.ensemble == "unknown" and not m.report.barostat:
+        what = (
+            f"forces leave {motion.residual_after_friction:.1e} of the motion unexplained for a reason that is "
+            "not recognised (an unusual thermostat, loosely converged forces)"
         )
-    if report.dt_fs_inferred and report.dt_fs and abs(report.dt_fs_inferred / report.dt_fs - 1) > 0.03:
+        kept = "it is recorded as kicks and applied wherever a roll-out is compared with the run"
+        found.append(finding("unknown_ensemble", "info", "a guess", what, training=kept))
+    return found
+
+
+def _about_masses(m: Measured) -> list[Finding]:
+    return [
+        finding(
+            "wrong_masses",
+            "warning",
+            "very likely",
+            f"the stated masses are not those of the run: {wrong}",
+            training="the kicks carry the difference of the recorded path, but each error of the network's "
+            "forces moves these atoms as if they had the stated mass",
+            mend="state the masses that the run was made with",
+        )
+        for wrong in find_wrong_masses(m.run, m.held)
+    ]
+
+
+def _about_time(m: Measured) -> list[Finding]:
+    run, fit, period = m.run, m.fit, m.report.fastest_period_fs
+    found = []
+    if fit is not None and fit.strided and m.explained:
+        found.append(_strided(m))
+    every_step = fit is not None and fit.unstrided and m.explained
+    # The spectrum of a run in disorder says nothing; its likeliest cause is named elsewhere.
+    if period is not None and not every_step and (m.explained or fit is None):
+        found += _about_step(run, period)
+    inferred = m.report.dt_fs_inferred
+    if inferred and fit and abs(inferred / run.dt_fs - 1) > max(0.03, 4 * fit.error):
         found.append(
-            Finding(
+            finding(
                 "dt_differs",
                 "warning",
-                f"dt is {report.dt_fs:.4g} fs, but positions and forces say {report.dt_fs_inferred:.4g} fs: "
-                "check dt, the forces' unit and the masses.",
+                "likely",
+                f"dt is {run.dt_fs:.4g} fs, but positions and forces say {inferred:.4g} fs",
+                training="kicks make up for it on the recorded path only",
+                mend="check dt, the forces' unit and the masses",
             )
         )
+    return found
+
+
+def _strided(m: Measured) -> Finding:
+    n = estimate_stride(m.run, m.held)
+    return finding(
+        "strided",
+        "info",
+        "likely" if n else "very likely",
+        f"only one step in {n or 'several'} of the run seems to be saved",
+        training="one step of a roll-out spans the whole interval, and its kick holds what that step misses",
+        mend="save every step where you can",
+    )
+
+
+def _about_step(run: Trajectory, period: float) -> list[Finding]:
+    """Frames too far apart for the fastest motion, of a run of which not every step is known to be saved."""
+    found = []
+    known = f"its fastest motion (period {period:.3g} fs, from the spectrum of its forces)"
+    limit = STABLE_SHARE * period / math.pi
+    if run.dt_fs >= limit:
+        rebuilt = run.velocities_origin == "rebuilt"
+        why = "; without velocities it cannot be unrolled in smaller steps either" if rebuilt else ""
+        found.append(
+            finding(
+                "frames_too_far_apart",
+                "error" if rebuilt else "warning",
+                "very likely",
+                f"frames {run.dt_fs:.3g} fs apart are too far from each other for {known}: roll-outs are stable "
+                f"up to {limit:.3g} fs a step{why}",
+                training="segments of more than one frame are refused",
+                mend="save the run more often" + (", and its velocities with it" if rebuilt else ""),
+            )
+        )
+    if run.dt_fs > INFERABLE_SHARE * period:
+        found.append(
+            finding(
+                "dt_cannot_be_inferred",
+                "warning",
+                "certain",
+                f"dt cannot be inferred from frames {run.dt_fs:.3g} fs apart, more than a third of {known}",
+                training="dt is taken on trust",
+                mend="make sure that dt is the time between saved frames",
+            )
+        )
+    return found
+
+
+def _about_holding(m: Measured) -> list[Finding]:
+    run, held = m.run, m.held
+    found = []
     if not run.fixed_cell:
-        found.append(
-            Finding(
-                "cell_changes", "info", "the cell changes along the run; roll-outs follow the recorded cells."
-            )
-        )
-    if report.fixed_atoms:
-        found.append(
-            Finding(
-                "fixed_atoms",
-                "info",
-                f"{len(report.fixed_atoms)} atoms never move; they stay fixed in roll-outs.",
-            )
-        )
+        what = "the cell changes along the run"
+        follow = "roll-outs follow the recorded cells"
+        found.append(finding("cell_changes", "info", "certain", what, training=follow))
+    if m.report.fixed_atoms:
+        found.append(_fixed_atoms(run, m.report.fixed_atoms))
+    if (partly := held.partly_fixed).size:
+        what = f"{partly.size} atoms move along some directions only, first atom {partly[0]}"
+        kept = "kicks cancel the recorded forces along the others, but not a network's error there"
+        found.append(finding("partly_fixed_atoms", "info", "certain", what, training=kept))
+    if len(held.rigid):
+        i, j = (run.symbols[held.atoms[a]] for a in held.rigid[0])
+        what = f"{len(held.rigid)} distances are rigid (bond constraints as SHAKE's; first a {i}-{j})"
+        kept = "kicks hold them on the recorded path; a network's error stretches them, and free MD needs its own"
+        found.append(finding("rigid_bonds", "info", "very likely", what, training=kept))
+    if held.centred and m.motion is not None and (net := _removed_net_force(run, m.motion.frames)):
+        what = f"centre-of-mass motion is taken out at each step: forces sum up to {net:.2g} eV/Å, yet nothing drifts"
+        kept = "kicks carry it; a network's forces sum up to zero"
+        found.append(finding("centre_of_mass_removed", "info", "likely", what, training=kept))
     return found
 
 
-def _why_unexplained(report: RunReport) -> str:
-    cause = (
-        "the frames are not in the order of time"
-        if report.shuffled
-        else "frames are missing between those saved, or dt, the forces or the masses are wrong"
+def _fixed_atoms(run: Trajectory, fixed: tuple[int, ...]) -> Finding:
+    what = f"{len(fixed)} atoms never move"
+    stay = "they stay fixed in roll-outs"
+    if run.forces[:, fixed].any():
+        return finding("fixed_atoms", "info", "certain", what, training=stay)
+    return finding(
+        "zero_forces_on_fixed_atoms",
+        "warning",
+        "certain",
+        f"{what}, and their forces are all zero: constrained forces were written instead of raw ones",
+        training=f"{stay}, but the loss would teach them zero forces, which no energy has",
+        mend="write the raw forces (ASE: `get_forces(apply_constraint=False)`)",
     )
-    return (
-        f"forces do not explain how the atoms move (correlation {report.dt_correlation:.2f} of second "
-        f"differences with dt²F/m, at least {CLEAR_CORRELATION} is needed); the likeliest cause: {cause}."
-    )
 
 
-def _about_breaks(run: Trajectory) -> list[Finding]:
-    found = []
-    if run.breaks:
-        longest = max(stop - first for first, stop in run.stretches)
-        shown = ", ".join(str(b) for b in run.breaks[:5]) + (", …" if len(run.breaks) > 5 else "")
-        found.append(
-            Finding(
-                "breaks",
-                "warning",
-                f"the run is not continuous at {len(run.breaks)} frame(s) ({shown}): a reset, restart or "
-                f"jump; no window crosses them, so segments have at most {longest} frames.",
-                run.breaks,
-            )
-        )
-    if lone := tuple(first for first, stop in run.stretches if stop - first == 1):
-        found.append(
-            Finding(
-                "lone_frames",
-                "warning",
-                f"{len(lone)} frame(s) fit neither the frame before nor the one after, first {lone[0]}: "
-                "their forces or positions are likely wrong, so no window holds them.",
-                lone,
-            )
-        )
-    if irregular := find_irregular(run):
-        found.append(
-            Finding(
-                "irregular_steps",
-                "info",
-                f"{len(irregular)} step(s) are far rougher than the others, first into frame {irregular[0]} "
-                "(loosely converged or damaged frames?); they stay, their kicks carry the difference.",
-                irregular,
-            )
-        )
-    if repeated := repeated_frames(run):
-        found.append(
-            Finding(
-                "duplicates",
-                "warning",
-                f"{len(repeated)} frame(s) repeat the positions of an earlier one, first {repeated[0]}.",
-                repeated,
-            )
-        )
-    return found
-
-
-def _about_velocities(run: Trajectory, report: RunReport) -> list[Finding]:
-    if run.velocities_origin == "rebuilt" or len(report.fixed_atoms) == run.n_atoms:
-        return []
-    correlation, factor = velocity_match(run.positions, run.velocities, run.forces, run.masses, run.dt)
-    if correlation < CLEAR_CORRELATION:
-        return [
-            Finding(
-                "velocities_contradict_positions",
-                "error",
-                f"the velocities do not fit the motion of the positions (correlation {correlation:.2f}): "
-                "they belong to other frames or atoms; leave them out of the file to have them rebuilt.",
-            )
-        ]
-    if abs(factor - 1) > 0.05:
-        return [
-            Finding("velocities_scaled", "warning", f"the velocities are {1 / factor:.3f} times the motion.")
-        ]
-    return []
-
-
-def _about_energies(run: Trajectory, match: EnergyMatch) -> list[Finding]:
-    slope, correlation, jumps = match
-    if not np.ptp(run.energies):
-        return [Finding("constant_energy", "warning", "the energy is the same in all frames: no label.")]
-    if slope is None or correlation is None:
-        return []
-    found = []
-    if jumps:
-        found.append(
-            Finding(
-                "energy_jumps",
-                "warning",
-                f"the energy jumps against −F·Δr at {len(jumps)} frame(s), first {jumps[0]}: another zero of "
-                "the energy or an unconverged calculation.",
-                jumps,
-            )
-        )
-    if correlation < CLEAR_CORRELATION:
-        found.append(
-            Finding(
-                "energies_contradict_forces",
-                "warning",
-                f"energy changes do not follow −F·Δr (correlation {correlation:.2f}): energies and forces "
-                "may come from different calculations; train without the energy or check the keys.",
-            )
-        )
-    elif abs(slope - 1) > 0.1:
-        found.append(
-            Finding(
-                "energy_unit",
-                "warning",
-                f"energy changes are {slope:.4g} times −F·Δr: energies may be in another unit than eV.",
-            )
-        )
-    return found
-
-
-def _about_structure(run: Trajectory, report: RunReport) -> list[Finding]:
-    found = []
-    for pair, distance in (report.closest_A or {}).items():
-        bond = sum(covalent_radii[atomic_numbers[symbol]] for symbol in pair.split("-"))
-        if distance < 0.6 * bond:
-            found.append(
-                Finding(
-                    "close_atoms",
-                    "warning",
-                    f"{pair} come as close as {distance:.2f} Å (a bond is about {bond:.2f} Å).",
-                )
-            )
-    if (report.largest_force_eV_A or 0.0) > 100:
-        frame = int(np.linalg.norm(run.forces, axis=2).max(1).argmax())
-        found.append(
-            Finding(
-                "large_force",
-                "warning",
-                f"a force of {report.largest_force_eV_A:.0f} eV/Å in frame {frame}.",
-                (frame,),
-            )
-        )
-    return found
+def _removed_net_force(run: Trajectory, frames: np.ndarray) -> float | None:
+    """rms of the forces' sum, eV/Å, where the total momentum does not follow it at all."""
+    total = run.forces.sum(axis=1)[frames]
+    net, typical = np.sqrt((total**2).mean()), np.sqrt((run.forces**2).mean() * run.n_atoms)
+    if not frames.size or net < 1e-4 * typical:
+        return None
+    weights = run.masses[:, None] / run.dt**2
+    mean = run.positions[frames + 1] - 2 * run.positions[frames] + run.positions[frames - 1]
+    acceleration = np.sqrt(((weights * mean).sum(axis=1) ** 2).mean())
+    return float(net) if acceleration < 0.1 * net else None

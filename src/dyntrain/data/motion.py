@@ -12,6 +12,8 @@ from dyntrain.data.trajectory import FloatArray, IntArray
 _CURVATURE_STRIDED = 0.03
 # A frame whose misfit is this many times the median is left out of the fits (resets, jumps).
 _OUTLIER = 10.0
+# A full strain has 9 numbers a frame: of fewer atoms than this it would explain too much, whatever they do.
+_ATOMS_FOR_FULL_STRAIN = 9
 
 
 @dataclass(frozen=True)
@@ -130,8 +132,12 @@ def fit_dt(
         common = common_directions(root) if everything_moves else []
         directions = orthonormal(*common, root * (r[2:] - r[:-2]))
         left, right, bend = (remove(x, directions) for x in (left, right, bend))
-    left, right, bend = (x.reshape(x.shape[0], -1) for x in (left, right, bend))
+    return fit_sides(left, right, bend)
 
+
+def fit_sides(left: FloatArray, right: FloatArray, bend: FloatArray) -> DtFit:
+    """`fit_dt` for √m δ²r, F/√m and δ²F/√m at the inner frames, each [n, n_atoms, 3]."""
+    left, right, bend = (x.reshape(x.shape[0], -1) for x in (left, right, bend))
     size = np.einsum("kj,kj->k", right, right)
     if not (size > 0).any() or not left.any():
         return DtFit(np.nan, 0.0, np.inf, np.inf, 0.0, np.inf)
@@ -197,6 +203,14 @@ def orthonormal(*directions: FloatArray) -> FloatArray:
 def common_directions(root_masses: FloatArray) -> list[FloatArray]:
     """The three directions of a motion of all atoms together, each [n_atoms, 3], mass-weighted."""
     return [root_masses * axis for axis in np.eye(3)] if root_masses.shape[0] > 1 else []
+
+
+def strains(r: FloatArray, root_masses: FloatArray) -> list[FloatArray]:
+    """Directions of a homogeneous strain about the centre: all nine, or the isotropic one for few atoms."""
+    stretched = root_masses * (r - r.mean(axis=1, keepdims=True))
+    if r.shape[1] < _ATOMS_FOR_FULL_STRAIN:
+        return [stretched]
+    return [stretched[..., [b]] * np.eye(3)[a] for a in range(3) for b in range(3)]
 
 
 def remove(x: FloatArray, directions: FloatArray) -> FloatArray:

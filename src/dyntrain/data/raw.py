@@ -16,6 +16,7 @@ from dyntrain.data.trajectory import (
     VelocitiesOrigin,
     check_cell,
     check_finite,
+    check_masses,
 )
 from dyntrain.data.velocities import (
     CLEAR_CORRELATION,
@@ -87,6 +88,7 @@ def to_trajectory(run: RawRun, dt_fs: float | None = None) -> Trajectory:
     notes = list(run.notes)
     for name in ("positions", "forces", "energies"):
         check_finite(getattr(run, name), name, run.file)
+    check_masses(run.masses, run.file)
     check_cell(run.cell, run.pbc, run.file, 0)
     if run.positions.shape[0] < 2:
         raise UserError(

@@ -8,46 +8,67 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from dyntrain.data.ase_files import read_ase
-from dyntrain.data.paper_layout import read_paper_layout, velocity_file
+from dyntrain.data.formats.deepmd import is_deepmd
+from dyntrain.data.formats.h5md import read_h5md
+from dyntrain.data.formats.table import RUN_SUFFIXES, find_format, is_run
+from dyntrain.data.keys import AUTOMATIC, KeyMap
 from dyntrain.data.raw import to_trajectory
+from dyntrain.data.store import is_store, open_store
 from dyntrain.data.trajectory import Trajectory
 from dyntrain.errors import UserError
 
-# What is taken from a folder; single files may have any name and format that ASE knows.
-_FOLDER_SUFFIXES = (".traj", ".extxyz", ".xyz")
-_PACKED = (".gz", ".bz2", ".xz")
-
 
 def read_trajectories(
-    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], dt_fs: float | None = None
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    dt_fs: float | None = None,
+    keys: KeyMap = AUTOMATIC,
 ) -> list[Trajectory]:
-    """Read reference runs, one a file, in the order given (within a pattern or folder by number and name).
+    """Read reference runs, in the order given (within a pattern or folder by number and name).
 
     Args:
-        paths: files that ASE reads with positions, energy and forces; files `traj_<i>.traj` beside a
-            `velall-<i>`; folders of such files; patterns as ``runs/*.traj``.
+        paths: files, folders of them, or patterns as ``runs/*.traj``. Of a run in several files (CP2K,
+            cp.x, i-PI, VASP) one is named and the others are found beside it.
         dt_fs: time between frames in fs. Without it the files' time stamps count, else dt is inferred
             from positions and forces where these fit exactly.
+        keys: which keys hold what, and in which units, where the files do not say.
 
     Raises:
         UserError: whatever is wrong with a path or its content, in one sentence.
     """
     if isinstance(paths, (str, os.PathLike)):
         paths = [paths]
-    return [read_trajectory(file, dt_fs) for file in expand_paths(paths)]
+    return [run for file in expand_paths(paths) for run in read_runs(file, dt_fs, keys)]
 
 
-def read_trajectory(file: str | os.PathLike[str], dt_fs: float | None = None) -> Trajectory:
-    """Read one file (see `read_trajectories`)."""
+def read_runs(
+    file: str | os.PathLike[str], dt_fs: float | None = None, keys: KeyMap = AUTOMATIC
+) -> list[Trajectory]:
+    """Read one file: a single run, or all runs of a store (see `read_trajectories`)."""
     file = Path(file)
-    velocities = velocity_file(file)
-    run = read_ase(file) if velocities is None else read_paper_layout(file, velocities)
-    return to_trajectory(run, dt_fs)
+    if not file.exists():
+        raise UserError(f"There is no file {file}.")
+    chosen = find_format(file)
+    if chosen.read is not read_h5md or not is_store(file):
+        return [to_trajectory(chosen.read(file, keys), dt_fs)]
+    runs = open_store(file)
+    for run in runs:
+        if dt_fs is not None and abs(dt_fs / run.dt_fs - 1) > 1e-9:
+            raise UserError(f"{run.file} is stored with dt = {run.dt_fs:g} fs; convert again to change it.")
+    return runs
+
+
+def read_trajectory(
+    file: str | os.PathLike[str], dt_fs: float | None = None, keys: KeyMap = AUTOMATIC
+) -> Trajectory:
+    """Read a file that holds one run (see `read_trajectories`)."""
+    runs = read_runs(file, dt_fs, keys)
+    if len(runs) > 1:
+        raise UserError(f"{file} holds {len(runs)} runs, where one is expected.")
+    return runs[0]
 
 
 def expand_paths(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """The files that paths, folders and patterns stand for.
+    """The files (and DeePMD folders) that paths, folders and patterns stand for.
 
     Raises:
         UserError: nothing there, a folder without runs, or a file that is listed twice.
@@ -68,28 +89,28 @@ def expand_paths(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
 def _expand(path: str) -> list[Path]:
     expanded = Path(path).expanduser()
     if expanded.is_dir():
-        names = [file for file in expanded.iterdir() if file.is_file() and _is_run(file)]
-        if not names:
-            raise UserError(
-                f"The folder {path} holds no runs ({', '.join('*' + s for s in _FOLDER_SUFFIXES)}); name the "
-                "files."
-            )
-        return sorted(names, key=_natural)
+        return _runs_in(expanded, path)
     if expanded.exists():
         return [expanded]
     if glob.has_magic(path):
         found = [Path(name) for name in glob.glob(str(expanded), recursive=True)]
-        if files := [file for file in found if file.is_file()]:
+        if files := [file for file in found if file.is_file() or is_deepmd(file)]:
             return sorted(files, key=_natural)
         raise UserError(f"No file matches {path}.")
     raise UserError(f"There is no file {path}.")
 
 
-def _is_run(file: Path) -> bool:
-    name = file.name
-    for packed in _PACKED:
-        name = name.removesuffix(packed)
-    return name.endswith(_FOLDER_SUFFIXES)
+def _runs_in(folder: Path, path: str) -> list[Path]:
+    if is_deepmd(folder):
+        return [folder]
+    entries = list(folder.iterdir())
+    names = [file for file in entries if (file.is_file() and is_run(file)) or is_deepmd(file)]
+    if not names:
+        raise UserError(
+            f"The folder {path} holds no runs ({', '.join('*' + s for s in RUN_SUFFIXES)}, or those of VASP, "
+            "CP2K, Quantum ESPRESSO, FHI-aims, DeePMD by their names); name the files."
+        )
+    return sorted(names, key=_natural)
 
 
 def _natural(file: Path) -> list[tuple[int, int | str]]:

@@ -25,14 +25,36 @@ class Finding:
     frames: tuple[int, ...] = ()
 
 
+def finding(
+    code: str,
+    severity: Severity,
+    sure: str,
+    what: str,
+    *,
+    training: str,
+    mend: str = "",
+    frames: tuple[int, ...] = (),
+) -> Finding:
+    """A finding in one sentence: what and how sure, what happens in training, what to do.
+
+    Args:
+        sure: "certain", "very likely", "likely" or "a guess".
+    """
+    parts = [f"{what} ({sure})", training, mend]
+    return Finding(code, severity, "; ".join(part for part in parts if part) + ".", frames)
+
+
 @dataclass(frozen=True)
 class RunReport:
     """What `dyntrain check` tells of one run; None stands for what cannot be determined.
 
     dt_fs: time between frames that is used; dt_fs_stated, dt_fs_inferred: as the user or file says, and as
         positions and forces say; dt_correlation: of second differences with the fitted forces.
-    residual, residual_after_friction: median |δ²r − dt²F/m| / |dt²F/m|, without and with one fitted friction
-        a frame (a thermostat).
+    stride: 1 where every step was saved, n where the file says that every n-th was, else None.
+    residual, residual_held, residual_after_friction: median |δ²r − dt²F/m| / |dt²F/m|: as it is; without what
+        constraints, the centre of mass and a changing cell do; and with one fitted friction a frame besides.
+    barostat: whether positions are scaled with a changing cell.
+    fastest_period_fs: of the modes that carry kinetic energy.
     kick_ratio: rms of the kicks over rms of dt²F/m; rounding for NVE.
     temperature_K, temperature_from_positions_K: from the velocities and from finite differences (3N degrees).
     drift_meV_atom_ps: of the total energy, NVE only, fitted within the stretches between breaks, so that
@@ -53,8 +75,11 @@ class RunReport:
     dt_correlation: float | None = None
     stride: int | None = None
     residual: float | None = None
+    residual_held: float | None = None
     residual_after_friction: float | None = None
+    fastest_period_fs: float | None = None
     ensemble: Ensemble = "unknown"
+    barostat: bool | None = None
     wrapped: bool | None = None
     shuffled: bool | None = None
     breaks: tuple[int, ...] = ()

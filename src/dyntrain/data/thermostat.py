@@ -7,8 +7,9 @@ from typing import Literal
 
 import numpy as np
 
-from dyntrain.data.motion import cosine, moving_atoms, second_difference
-from dyntrain.data.trajectory import FloatArray, Trajectory
+from dyntrain.data.constraints import Held
+from dyntrain.data.motion import cosine, second_difference
+from dyntrain.data.trajectory import FloatArray, IntArray, Trajectory
 
 Ensemble = Literal["nve", "nose-hoover", "berendsen", "csvr", "langevin", "rescaling", "unknown"]
 
@@ -19,24 +20,31 @@ _EXACT = 1e-3
 class Motion:
     """How far forces explain the second differences of the positions, away from breaks.
 
-    residual, residual_after_friction: medians over atoms and frames of the unexplained part over dt²F/m,
-        as it is and with one friction coefficient a frame (a = F/m − ξ v) fitted.
-    rms_residual: rms of the unexplained part over rms of dt²F/m: sees what strikes few atoms or frames.
+    residual, residual_held, residual_after_friction: medians over atoms and frames of the unexplained part
+        over dt²F/m: as it is; without what constraints, the centre of mass and a changing cell do (`Held`);
+        and with one friction coefficient a frame (a = F/m − ξ v) fitted besides.
+    rms_residual: rms of the part unexplained by forces and `Held` over rms of dt²F/m: sees what strikes few
+        atoms or frames.
     friction: ξ of each inner frame, 1/ASE time, [n_inner]; `temperature`: Σ m v² of the same frames.
     noise: what neither forces nor friction explain, mass-weighted, over dt, [n_inner, n_moving, 3].
+    share: of each atom's noise that can show beside what is removed with `Held` and friction, [n_moving].
     pulls: √m-weighted forces F/√m of the same frames, [n_inner, n_moving, 3].
+    frames: the inner frames, int64 [n_inner].
     """
 
     residual: float
+    residual_held: float
     residual_after_friction: float
     rms_residual: float
     friction: FloatArray
     temperature: FloatArray
     noise: FloatArray
+    share: FloatArray
     pulls: FloatArray
+    frames: IntArray
 
 
-def inner_frames(trajectory: Trajectory) -> np.ndarray:
+def inner_frames(trajectory: Trajectory) -> IntArray:
     """Frames whose two neighbours belong to the same stretch, int64."""
     inner = np.ones(trajectory.n_frames, dtype=bool)
     inner[[0, -1]] = False
@@ -45,9 +53,9 @@ def inner_frames(trajectory: Trajectory) -> np.ndarray:
     return np.flatnonzero(inner)
 
 
-def measure(trajectory: Trajectory) -> Motion | None:
+def measure(trajectory: Trajectory, held: Held) -> Motion | None:
     """Hold the motion against the forces; None where no frame has two neighbours or nothing moves."""
-    t, atoms, frames = trajectory, moving_atoms(trajectory.positions), inner_frames(trajectory)
+    t, atoms, frames = trajectory, held.atoms, inner_frames(trajectory)
     if not atoms.size or not frames.size:
         return None
     root = np.sqrt(t.masses[atoms])[:, None]
@@ -56,33 +64,47 @@ def measure(trajectory: Trajectory) -> Motion | None:
     velocities = root * (r[2:] - r[:-2])[frames - 1] / (2 * t.dt)
     pulls = t.forces[frames][:, atoms] / root
     gap = moved - t.dt**2 * pulls
-    squares = np.einsum("kia,kia->k", velocities, velocities)
-    along = np.einsum("kia,kia->k", gap, velocities)
-    friction = -np.divide(along, squares, out=np.zeros_like(along), where=squares > 0) / t.dt**2
-    rest = gap + t.dt**2 * friction[:, None, None] * velocities
+    leave_out = held.projection(r[frames], root)
+    left, along = leave_out(gap), leave_out(velocities)
+    squares = np.einsum("kia,kia->k", along, along)
+    work = np.einsum("kia,kia->k", left, along)
+    friction = -np.divide(work, squares, out=np.zeros_like(work), where=squares > 0) / t.dt**2
+    rest = left + t.dt**2 * friction[:, None, None] * along
+    white = np.random.default_rng(0).normal(size=gap.shape)
+    share = np.square(held.projection(r[frames], root, velocities)(white)).mean(axis=(0, 2))
+    size = t.dt**2 * pulls
     return Motion(
-        residual=_median_ratio(gap, t.dt**2 * pulls),
-        residual_after_friction=_median_ratio(rest, t.dt**2 * pulls),
-        rms_residual=float(np.sqrt((gap**2).sum() / (t.dt**4 * (pulls**2).sum()))) if pulls.any() else np.inf,
+        residual=_median_ratio(gap, size),
+        residual_held=_median_ratio(left, size),
+        residual_after_friction=_median_ratio(rest, size),
+        rms_residual=float(np.sqrt((left**2).sum() / (size**2).sum())) if pulls.any() else np.inf,
         friction=friction,
-        temperature=squares,
+        temperature=np.einsum("kia,kia->k", velocities, velocities),
         noise=rest / t.dt,
-        pulls=pulls,
+        share=share,
+        pulls=leave_out(pulls),
+        frames=frames,
     )
 
 
-def guess_ensemble(motion: Motion, dt: float) -> Ensemble:
+def guess_ensemble(motion: Motion, dt: float, *, barostat: bool = False) -> Ensemble:
     """Name what acted beside the forces, from how it moves in time; "unknown" unless that is clear.
 
     One friction a frame explains Nosé–Hoover, Berendsen, CSVR and velocity rescaling alike; its course
     tells them apart: a function of the momentary temperature (Berendsen), its derivative one
     (Nosé–Hoover), uncorrelated in time (CSVR), non-zero at few frames (rescaling).
+
+    Args:
+        dt: ASE time.
+        barostat: whether the cell changes.
     """
     explained = motion.residual_after_friction
-    friction_helps = motion.residual > 1e-6 and explained < 0.05 * motion.residual
-    if motion.residual < _EXACT and not friction_helps:
+    friction_helps = motion.residual_held > 1e-6 and explained < 0.05 * motion.residual_held
+    if motion.residual_held < _EXACT and not friction_helps:
         # Collisions (Andersen) leave most atoms of most frames alone: medians do not see them.
-        return "nve" if motion.rms_residual < 10 * _EXACT else "unknown"
+        # What a barostat scales is no NVE; it has no name here.
+        conserved = motion.rms_residual < 10 * _EXACT and (motion.residual < _EXACT or not barostat)
+        return "nve" if conserved else "unknown"
     if not (explained < _EXACT or friction_helps):
         return "langevin" if is_white_noise(motion, dt) else "unknown"
     if motion.friction.size < 20:
@@ -112,7 +134,10 @@ def is_white_noise(motion: Motion, dt: float) -> bool:
     noise, n = motion.noise, motion.noise.shape[0]
     if n < 20:
         return False
-    per_atom = np.einsum("kia,kia->i", noise, noise) / (3 * n)
+    free = motion.share > 0.05  # an atom that constraints and the like leave no freedom says nothing
+    if not free.any():
+        return False
+    per_atom = np.einsum("kia,kia->i", noise, noise)[free] / (3 * n * motion.share[free])
     kinetic = motion.temperature.mean() / (3 * noise.shape[1])
     even = per_atom.max() < 3 * per_atom.min()
     later = max(abs(cosine(noise[lag:], noise[:-lag])) for lag in (2, 3, 5))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -29,6 +29,8 @@ _Slice = slice
 
 # No position, velocity, force or energy comes near (ASE's units); squares of larger ones would overflow.
 _ABSURD = 1e12
+# Arrays are checked in pieces of about this many numbers (8 MB).
+_PIECE = 1_000_000
 
 ARRAYS = "(arrays)"
 """The `file` of a run that was not read from one."""
@@ -86,16 +88,22 @@ class Trajectory:
     fixed_atoms: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        self._settle({field.name for field in dataclasses.fields(self)})
+
+    def _settle(self, unchecked: Collection[str]) -> None:
+        """Bring fields to their types and check them; of the arrays only those named are touched."""
         for name in ("positions", "velocities", "forces", "energies", "cell", "masses"):
-            self._coerce(name, np.float64)
+            if name in unchecked:
+                self._coerce(name, np.float64)
         self._coerce("pbc", np.bool_)
         self._coerce("atomic_numbers", np.int64)
         object.__setattr__(self, "dt", float(self.dt))
         object.__setattr__(self, "breaks", tuple(sorted({int(b) for b in self.breaks})))
         object.__setattr__(self, "notes", tuple(self.notes))
         self._check_shapes()
-        self._check_values()
-        check_cell(self.cell, self.pbc, self.file, self.first_frame)
+        self._check_values(unchecked)
+        if "cell" in unchecked or "pbc" in unchecked:
+            check_cell(self.cell, self.pbc, self.file, self.first_frame)
 
     def _coerce(self, name: str, dtype: Any) -> None:
         try:
@@ -130,16 +138,13 @@ class Trajectory:
                 wanted = " or ".join(str(shape) for shape in shapes)
                 raise UserError(f"{self.file}: {name} must have shape {wanted}, got {found}.")
 
-    def _check_values(self) -> None:
+    def _check_values(self, unchecked: Collection[str]) -> None:
         for name in ("positions", "velocities", "forces", "energies"):
-            check_finite(getattr(self, name), name, self.file, self.first_frame)
+            if name in unchecked:
+                check_finite(getattr(self, name), name, self.file, self.first_frame)
         if not (np.isfinite(self.dt) and self.dt > 0):
             raise UserError(f"{self.file}: the time step must be positive, got {self.dt_fs:g} fs.")
-        if not (np.isfinite(self.masses).all() and (self.masses > 0).all()):
-            worst = int(np.argmin(np.where(np.isfinite(self.masses), self.masses, -np.inf)))
-            raise UserError(
-                f"{self.file}: every mass must be positive, but atom {worst} has {self.masses[worst]:g} u."
-            )
+        check_masses(self.masses, self.file)
         if not ((self.atomic_numbers > 0) & (self.atomic_numbers < len(chemical_symbols))).all():
             found = sorted(set(self.atomic_numbers.tolist()))
             raise UserError(f"{self.file}: unknown atomic numbers in {found}.")
@@ -229,8 +234,8 @@ class Trajectory:
         if not 0 <= start < stop <= self.n_frames:
             raise UserError(f"{self.file}: no frames {start}:{stop} in a run of {self.n_frames}.")
         frames = slice(start, stop)
-        return dataclasses.replace(
-            self,
+        return self._exchanged(
+            (),
             positions=self.positions[frames],
             velocities=self.velocities[frames],
             forces=self.forces[frames],
@@ -247,8 +252,18 @@ class Trajectory:
         return self.slice(start, stop)
 
     def replace(self, **changes: Any) -> Trajectory:
-        """The same run with some fields exchanged."""
-        return dataclasses.replace(self, **changes)
+        """The same run with some fields exchanged; those that stay are not checked again."""
+        return self._exchanged(changes.keys(), **changes)
+
+    def _exchanged(self, unchecked: Collection[str], **changes: Any) -> Trajectory:
+        names = [field.name for field in dataclasses.fields(self)]
+        if unknown := changes.keys() - set(names):
+            raise TypeError(f"a Trajectory has no {', '.join(sorted(unknown))}")
+        other = object.__new__(type(self))
+        for name in names:
+            object.__setattr__(other, name, changes.get(name, getattr(self, name)))
+        other._settle(unchecked)
+        return other
 
     def with_notes(self, notes: Iterable[str]) -> Trajectory:
         """The same run with more notes."""
@@ -261,16 +276,29 @@ class Trajectory:
 
 def check_finite(array: FloatArray, name: str, file: str, first_frame: int = 0) -> None:
     """Refuse NaN, infinity and absurd size in an array [n_frames, ...], naming the first frame (and atom)."""
-    finite = np.abs(array) < _ABSURD  # false for NaN as well
-    if finite.all():
+    # Piece by piece: the array may be a mapped file that is larger than memory.
+    piece = max(1, _PIECE * array.shape[0] // max(array.size, 1))
+    for start in range(0, array.shape[0], piece):
+        finite = np.abs(array[start : start + piece]) < _ABSURD  # false for NaN as well
+        if not finite.all():
+            where = np.argwhere(~finite)[0] + [start, *[0] * (array.ndim - 1)]
+            break
+    else:
         return
-    where = np.argwhere(~finite)[0]
     name = {"energies": "energy"}.get(name, name)
     atom = f" of atom {where[1]}" if where.size > 1 and name != "cell" else ""
     raise UserError(
         f"{file}, frame {first_frame + where[0]}: {name}{atom} is {array[tuple(where)]:g}, expected a finite "
         "number; remove the frame or repair the file."
     )
+
+
+def check_masses(masses: FloatArray, file: str) -> None:
+    """Refuse masses [n_atoms] that are not positive numbers."""
+    good = (masses > 0) & (masses < _ABSURD)
+    if not good.all():
+        worst = int(np.argmin(good))
+        raise UserError(f"{file}: every mass must be positive, but atom {worst} has {masses[worst]:g} u.")
 
 
 def check_cell(cell: FloatArray, pbc: Sequence[bool] | npt.NDArray[np.bool_], file: str, first: int) -> None:

@@ -155,6 +155,14 @@ class PaperEGNN(EnergyModel):
     def _message_layers(self) -> list[_Layer]:
         return cast(list[_Layer], list(self.layers))
 
+    def set_mean_energy(self, mean_energy: float) -> None:
+        """Start the read-out's bias b6 at the data's mean energy, eV.
+
+        Total energies of thousands of eV would otherwise hold up everything else until b6 has got there.
+        """
+        with torch.no_grad():
+            self.w6.bias.fill_(mean_energy)
+
     def forward(self, state: State, neighbors: NeighborList) -> Tensor:
         columns = self.species(state.atomic_numbers)
         h = self.w_in.weight.T.index_select(0, columns) + self.w_in.bias

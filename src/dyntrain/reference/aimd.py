@@ -65,8 +65,8 @@ def generate_aimd(
         of the same time, float64; ``info`` has ``dt_fs`` and ``time_fs``, that of frame 0 ``aimd`` (JSON).
 
     Raises:
-        UserError: unknown system or method, tblite missing, a failed calculation, or a folder that is not
-            writable, is in use, or holds runs of other settings.
+        UserError: unknown system, method or option, tblite missing, a failed calculation, or a folder that is
+            not writable, is in use, or holds runs of other settings.
     """
     if n_runs < 1 or workers < 1:
         raise UserError(f"the numbers of runs and workers must be at least 1, got {n_runs} and {workers}")

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from dyntrain.errors import UserError
+from dyntrain.reference.calculators import TBLITE_METHODS
 from dyntrain.reference.systems import arrival, suited_settings
 
 Ensemble = Literal["nve", "langevin", "nose-hoover"]
@@ -77,7 +78,7 @@ def settings_for(system: str, **changes: Any) -> AimdSettings:
     Args:
         system: name or structure file; ``water-box`` and ``h2-pd6-graphene`` have values of their own.
         changes: fields of ``AimdSettings``. Another method than the suited one starts without the suited
-            calculator options.
+            calculator options; one that is not xTB gets shorter pieces.
 
     Raises:
         UserError: a value out of range.
@@ -85,6 +86,8 @@ def settings_for(system: str, **changes: Any) -> AimdSettings:
     suited = suited_settings(system)
     if changes.get("method", suited.get("method")) != suited.get("method"):
         suited.pop("calculator_options", None)
+        if changes["method"] not in TBLITE_METHODS:
+            suited["checkpoint_every"] = 20  # a step may take minutes
     return AimdSettings(**{"system": system, **suited, **changes})
 
 

@@ -7,10 +7,13 @@ loaded: one thread gives the same digits everywhere, and is the fastest for smal
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,11 +29,14 @@ def main() -> None:
     """Make the pieces of a run that are missing."""
     # An interrupt from the keyboard is for the process that started us, which then ends us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     say = _messages()
     record, run = Record.read(Path(sys.argv[1])), int(sys.argv[2])
     folder = record.pieces_folder(run)
     try:
         folder.mkdir(exist_ok=True)
+        lock = (folder / "lock").open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX)  # waits for a process whose parent has just been killed
         settings = record.settings
         for task, piece in make_pieces(settings, record.atoms, run, folder):
             rigid_motion = (
@@ -44,6 +50,14 @@ def main() -> None:
     except (UserError, OSError) as error:
         say(error=str(error))
         sys.exit(2)
+
+
+def _end_with_parent() -> None:
+    """Where the process that started us is killed, nobody else would stop us."""
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os._exit(1)
 
 
 def _messages() -> Callable[..., None]:

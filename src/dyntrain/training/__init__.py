@@ -1,5 +1,6 @@
 """Training: one visible loop (loop.py) and the pieces it calls."""
 
 from dyntrain.training.loop import TrainingResult, train
+from dyntrain.training.observer import Observer, Silent
 
-__all__ = ["TrainingResult", "train"]
+__all__ = ["Observer", "Silent", "TrainingResult", "train"]

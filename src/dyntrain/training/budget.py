@@ -58,11 +58,11 @@ def measure_budget(
     size = math.ceil(config.batch_size / n_processes)
     batches = {}
     for length in sorted({1, longest}):
-        found = find_segments(training, length, "training")
+        found = find_segments(training, length, "training", config.stride)
         batches[length] = collate(found[:size], training).to(device)
 
     def seconds(length: int) -> float:
-        """Wall time of one training evaluation of one structure."""
+        """Wall time of one training evaluation of one structure, all processes at work."""
         batch = batches[length]
         begin = time.perf_counter()
         loss_and_gradient(potential, batch, loss, backprop, counts(batch.state))
@@ -80,7 +80,7 @@ def measure_budget(
     one = statistics.median(times[1] for times in rounds)
     ratio = statistics.median(times[longest] / times[1] for times in rounds)
     # An evaluation without gradient costs about a third of one with.
-    validation = validation_evaluations * one / 3.0 / n_processes
+    validation = validation_evaluations * one / 3.0
     spent_s += time.perf_counter() - begin
     left = _SHARE_OF_MAX_TIME * (config.max_seconds - spent_s) - validation
     evaluations = max(left, 0.1 * config.max_seconds) / one

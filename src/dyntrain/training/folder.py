@@ -56,6 +56,7 @@ class RunFolder:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            self._lock.close()
             raise UserError(
                 f"another training is running in {self.path}; wait for it or choose another output"
             ) from error

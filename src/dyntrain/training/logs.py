@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import uuid
 import warnings
 from pathlib import Path
 from typing import Any, Protocol
@@ -96,14 +97,21 @@ def open_loggers(folder: Path, config: Config, logged_step: int) -> list[MetricL
         logged_step: step of the last row that stands; 0: none.
 
     Raises:
-        UserError: the package of a logger is not installed.
+        UserError: the package of a logger is not installed, or it does not start (no login, no server).
     """
     loggers: list[MetricLogger] = [TensorBoardLog(folder / "tensorboard", logged_step)]
     chosen = config.logger
-    if chosen is not None and chosen.name == "wandb":
-        loggers.append(WandbLog(folder, chosen.project, config.model_dump(mode="json")))
-    elif chosen is not None:
-        loggers.append(MlflowLog(folder, chosen.project))
+    if chosen is None:
+        return loggers
+    try:
+        if chosen.name == "wandb":
+            loggers.append(WandbLog(folder, chosen.project, config.model_dump(mode="json")))
+        else:
+            loggers.append(MlflowLog(folder, chosen.project))
+    except UserError:
+        raise
+    except Exception as error:  # whatever they raise; each has classes of its own
+        raise UserError(f"logger {chosen.name} does not start: {' '.join(str(error).split())}") from error
     return loggers
 
 
@@ -139,7 +147,7 @@ class WandbLog:
             raise UserError("logger wandb needs the package wandb: pip install wandb") from error
         id_file = folder / "wandb_id"
         if not id_file.exists():
-            write_text(id_file, wandb.util.generate_id())
+            write_text(id_file, uuid.uuid4().hex)
         run_id = id_file.read_text(encoding="utf-8")
         self._run = wandb.init(project=project, id=run_id, resume="allow", dir=str(folder), config=config)
 

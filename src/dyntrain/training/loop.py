@@ -5,23 +5,24 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from lightning_fabric import Fabric
 
 from dyntrain.config import Config
 from dyntrain.curriculum import Plan, Score
-from dyntrain.data.diagnose import RunReport
 from dyntrain.data.segments import Segments, collate
-from dyntrain.data.splits import Split
+from dyntrain.data.spectrum import check_step
 from dyntrain.loss import counts, no_counts
 from dyntrain.models.files import model_record
+from dyntrain.threads import limit_threads
 from dyntrain.training import setup
 from dyntrain.training.budget import evaluation_cost, measure_budget
 from dyntrain.training.checkpoint import Progress
 from dyntrain.training.folder import RunFolder
 from dyntrain.training.learner import Learner
 from dyntrain.training.logs import MetricLogger, open_loggers
+from dyntrain.training.observer import Observer, Silent
 from dyntrain.training.processes import from_first, max_over, start_processes, sum_over, together
 from dyntrain.training.sampling import Sampler
 from dyntrain.training.signals import StopSignals
@@ -45,39 +46,6 @@ class TrainingResult(NamedTuple):
     finished: str | None
     progress: Progress
     is_first: bool
-
-
-class Observer(Protocol):
-    """Is told how training goes; the command line shows it."""
-
-    def started(self, split: Split, reports: list[RunReport], config: Config, resumed: bool) -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-    def stepped(self, plan: Plan, loss: float, share: float | None, progress: Progress) -> None: ...
-
-    def validating(self, share: float) -> None: ...
-
-    def validated(self, row: dict[str, Any]) -> None: ...
-
-
-class Silent:
-    """An observer that says nothing."""
-
-    def started(self, split: Split, reports: list[RunReport], config: Config, resumed: bool) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        pass
-
-    def stepped(self, plan: Plan, loss: float, share: float | None, progress: Progress) -> None:
-        pass
-
-    def validating(self, share: float) -> None:
-        pass
-
-    def validated(self, row: dict[str, Any]) -> None:
-        pass
 
 
 def train(
@@ -127,15 +95,18 @@ class _Run:
         if earlier.tensors is not None:
             self.learner.load_state_dict(earlier.tensors)
             self.best = earlier.tensors["best"]
-        self.model_is_written = folder.model.exists()
+        self.model_is_written = self.best is not None and folder.model.exists()
 
     def _prepare(self, config: Config) -> None:
         """Read the data and build what the configuration asks for; what cannot work is refused here."""
         self.split, self.reports = setup.load_split(config)
+        limit_threads(config.batch_size * max(run.n_atoms for run in self.split.train))
         self.loss, self.curriculum = setup.make_loss(config), setup.make_curriculum(config)
         self.backprop = setup.make_backprop(config)
         self.sampler = Sampler(config, self.split.train)
         self.sampler.windows(config.max_length)
+        if config.max_length > 1:
+            check_step(self.split.train, config.stride)
         held_out = setup.validation_segments(config, self.split.validation)
         self.validation = Validation(
             held_out, self.split.validation, self.loss, config.validation.batch_size, self.fabric
@@ -172,7 +143,8 @@ class _Run:
                 for logger in loggers:
                     logger.close()
             if signals.received:
-                raise SystemExit(128 + signals.received)
+                # One exit code for the whole: Fabric kills the first process when another's is not 0.
+                raise SystemExit(128 + signals.received if self.is_first else 0)
         if self.is_first and not self.model_is_written:
             self._write_model()
         return TrainingResult(self.folder.model, self._why_finished(), self.progress, self.is_first)

@@ -54,7 +54,7 @@ def together(fabric: Fabric, action: Callable[[], T]) -> T:
         told = fabric.broadcast(mistake, src=rank)
         if told is not None:
             if fabric.global_rank > 0:
-                raise SystemExit(2)
+                raise SystemExit(0)  # the first one's exit code is that of the whole
             raise UserError(told)
     return result  # type: ignore[return-value]
 

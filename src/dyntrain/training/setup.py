@@ -20,6 +20,7 @@ from dyntrain.errors import UserError
 from dyntrain.loss import Loss, StepWeights, Term
 from dyntrain.models.egnn import EGNN
 from dyntrain.models.files import build_model, load_model, set_precision
+from dyntrain.models.paper_egnn import PaperEGNN
 from dyntrain.neighbors import neighbor_list
 from dyntrain.potential import Conservative
 from dyntrain.rollout import Adjoint, Backprop, Full, StopGradient, Truncated
@@ -37,12 +38,12 @@ def load_split(config: Config) -> tuple[Split, list[RunReport]]:
         return runs
 
     if not isinstance(config.data, DataFiles):
-        return automatic_split(read(config.data), config.max_length), reports
+        return automatic_split(read(config.data), config.max_span), reports
     files = config.data
     test = read(files.test)
     if files.validation:
         return explicit_split(read(files.train), read(files.validation), test), reports
-    split = automatic_split(read(files.train), config.max_length)
+    split = automatic_split(read(files.train), config.max_span)
     return Split(split.train, split.validation, test, split.how), reports
 
 
@@ -69,8 +70,8 @@ def remarks(config: Config, split: Split, held_out: Segments) -> list[str]:
         )
     if len(held_out) < config.validation.n_starts:
         found.append(
-            f"Validation starts from {len(held_out)} frames instead of {config.validation.n_starts}: "
-            "the runs hold no more."
+            f"Validation starts from {len(held_out)} instead of {config.validation.n_starts} frames: the "
+            "runs hold no more."
         )
     if config.training_points is not None:
         n = len(training_segments(config, split.train, config.max_length))
@@ -111,6 +112,8 @@ def make_potential(config: Config, training: Sequence[Trajectory]) -> Conservati
         model.set_statistics(
             energy_shifts(training, elements), rms_force(training), mean_neighbors(training, model.cutoff)
         )
+    elif isinstance(model, PaperEGNN):
+        model.set_mean_energy(float(np.mean([run.energies.mean() for run in training])))
     set_precision(model, config.precision)
     return Conservative(model)
 
@@ -192,8 +195,8 @@ def training_segments(config: Config, runs: Sequence[Trajectory], length: int) -
     else every window of the runs.
     """
     if config.training_points is None:
-        return find_segments(runs, length, "training")
-    longest = find_segments(runs, config.max_length, "training")
+        return find_segments(runs, length, "training", config.stride)
+    longest = find_segments(runs, config.max_length, "training", config.stride)
     if config.training_points >= len(longest):
         return longest.shortened(length)
     drawn = np.random.default_rng([config.seed, 1]).choice(

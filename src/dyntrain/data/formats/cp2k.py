@@ -1,4 +1,4 @@
-"""CP2K: PROJECT-pos-1.xyz with its velocities, forces, energies and cells, and the input or log for the rest."""
+"""CP2K: PROJECT-pos-1.xyz with the velocities, forces, energies and cells beside it, and the input or log."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ def read_cp2k(file: Path) -> RawRun:
 
 def _assemble(file: Path, named: dict[str, XyzFrames], settings: Settings, stem: str) -> RawRun:
     notes = list(settings.notes)
-    steps = {name: [_number(_STEP, c, file, "step number") for c in xyz.comments] for name, xyz in named.items()}
+    steps = {
+        name: [_number(_STEP, c, file, "step number") for c in xyz.comments] for name, xyz in named.items()
+    }
     n_frames = common_length(file, {name: len(found) for name, found in steps.items()}, notes)
     check_same_steps(file, steps, n_frames)
     positions, forces, *velocities = named.values()
@@ -105,7 +107,7 @@ def _times_and_energies(
     for frame, (time, energy) in enumerate(found):
         if time is None or energy is None:
             raise UserError(
-                f"{file}, frame {frame}: no time and energy in the comment line, nor in {stem}.ener beside it."
+                f"{file}, frame {frame}: no time and energy in the comment line, nor in {stem}.ener."
             )
     try:
         return [float(t[1]) for t, _ in found if t], [float(e[1]) for _, e in found if e]
@@ -131,10 +133,16 @@ def _masses(numbers: IntArray, settings: Settings, labels: list[str], notes: lis
     older = np.array(atomic_masses_legacy[numbers], dtype=np.float64)
     for number, label in enumerate(labels):
         older[number] = settings.kind_masses.get(label, older[number])
+    if settings.kind_masses:
+        notes.append(
+            f"The input sets masses: {', '.join(f'{k} {m:g}' for k, m in settings.kind_masses.items())} u."
+        )
     if settings.masses is None:
         current = np.array(atomic_masses[numbers])
         if not settings.kind_masses and not np.allclose(older, current, rtol=1e-6):
-            notes.append("Masses are those CP2K uses where the input sets none (H 1.00794 u); no log says them.")
+            notes.append(
+                "Masses are those CP2K uses where the input sets none (H 1.00794 u); no log says them."
+            )
         return older
     if settings.masses.shape != older.shape:
         return older

@@ -75,7 +75,7 @@ def _read_log(file: Path, settings: Settings) -> None:
 
 
 def _read_masses(lines: Lines) -> FloatArray:
-    masses = []
+    masses: list[float] = []
     for line in lines:
         words = line.split()
         if len(words) < 9 and masses:
@@ -121,7 +121,7 @@ def _cell_key(words: list[str], settings: Settings) -> None:
         return
     if key not in ("ABC", "A", "B", "C", "ALPHA_BETA_GAMMA"):
         return
-    scale = _LENGTH.get(values[0].lower(), None) if values[0].startswith("[") else 1.0
+    scale = _LENGTH.get(values[0].lower()) if values[0].startswith("[") else 1.0
     numbers = [word for word in values if not word.startswith("[")]
     if len(numbers) != 3 or scale is None or any(word.startswith("$") for word in numbers):
         return

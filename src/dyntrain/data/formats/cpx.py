@@ -39,6 +39,9 @@ def read_cpx(file: Path) -> RawRun:
     energies = _read_energies(paths[".evp"] or file)
     steps[prefix + ".evp"] = list(energies)
     notes = [f"cp.x run read from {', '.join([*steps, settings.file.name])}."]
+    notes.append(
+        "Masses are the input's: " + ", ".join(f"{k} {m:g}" for k, m in settings.species.items()) + " u."
+    )
     n_frames = common_length(file, {name: len(found) for name, found in steps.items()}, notes)
     check_same_steps(file, steps, n_frames)
     chosen = next(iter(steps.values()))[:n_frames]
@@ -94,7 +97,7 @@ class _Input:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        species: dict[str, float] = {}
+        self.species: dict[str, float] = {}
         self.labels: list[str] = []
         self.dt = 1.0  # cp.x's default
         card = ""
@@ -106,17 +109,24 @@ class _Input:
                 if words[0].isupper() and words[0].split("(")[0] in _CARDS:
                     card = words[0].split("(")[0]
                 elif card == "ATOMIC_SPECIES" and len(words) >= 3:
-                    species[words[0]] = _float(words[1])
+                    self.species[words[0]] = _float(words[1])
                 elif card == "ATOMIC_POSITIONS" and len(words) >= 4:
                     self.labels.append(words[0])
                 elif match := re.search(r"\bdt\s*=\s*([-+.\dEeDd]+)", line):
                     self.dt = _float(match[1])
-            if not self.labels or not set(self.labels) <= species.keys():
+            if not self.labels or not set(self.labels) <= self.species.keys():
                 raise ValueError("ATOMIC_SPECIES and ATOMIC_POSITIONS must name every atom")
-            self.masses = np.array([species[label] for label in self.labels])
+            self.masses = np.array([self.species[label] for label in self.labels])
 
 
-_CARDS = ("ATOMIC_SPECIES", "ATOMIC_POSITIONS", "CELL_PARAMETERS", "AUTOPILOT", "ATOMIC_VELOCITIES", "K_POINTS")
+_CARDS = (
+    "ATOMIC_SPECIES",
+    "ATOMIC_POSITIONS",
+    "CELL_PARAMETERS",
+    "AUTOPILOT",
+    "ATOMIC_VELOCITIES",
+    "K_POINTS",
+)
 
 
 def _float(text: str) -> float:
@@ -128,13 +138,15 @@ def _find_input(file: Path, prefix: str) -> _Input:
     """The input of the run: PREFIX.in, else the only one of the folder that names the prefix."""
     if (own := beside(file, f"{prefix}.in")) is not None:
         return _Input(own)
-    inputs = [f for f in sorted(file.parent.iterdir()) if plain_name(f).endswith((".in", ".inp")) and f.is_file()]
+    inputs = [
+        f for f in sorted(file.parent.iterdir()) if plain_name(f).endswith((".in", ".inp")) and f.is_file()
+    ]
     pattern = rf"\bprefix\s*=\s*['\"]{re.escape(prefix)}['\"]"
     named = [f for f in inputs if re.search(pattern, head_of(f, 65536).decode("utf-8", "replace"))]
     if len(named) != 1:
         found = f"{len(named)} inputs beside it name" if named else "no input beside it names"
         raise UserError(
-            f"{file}: {found} the prefix {prefix}; put one there ({prefix}.in): elements, masses and dt are in "
-            "none of the other files."
+            f"{file}: {found} the prefix {prefix}; put one there ({prefix}.in): elements, masses and dt are "
+            "in none of the other files."
         )
     return _Input(named[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -66,13 +66,13 @@ def common_length(file: Path | str, lengths: dict[str, int], notes: list[str]) -
     if max(lengths.values()) > n_frames:
         longer = ", ".join(f"{name} {count}" for name, count in lengths.items() if count > n_frames)
         notes.append(
-            f"Only the first {n_frames} frames are used, as many as {shortest} has ({longer}): the run was cut "
-            "off."
+            f"Only the first {n_frames} frames are used, as many as {shortest} has ({longer}): the run was "
+            "cut off."
         )
     return n_frames
 
 
-def check_same_steps(file: Path | str, steps: dict[str, Sequence[int]], n_frames: int) -> None:
+def check_same_steps(file: Path | str, steps: Mapping[str, Sequence[int]], n_frames: int) -> None:
     """Refuse files of one run whose frames belong to different steps."""
     (first, expected), *others = steps.items()
     for name, found in others:
@@ -80,7 +80,7 @@ def check_same_steps(file: Path | str, steps: dict[str, Sequence[int]], n_frames
             if found[frame] != expected[frame]:
                 raise UserError(
                     f"{file}: frame {frame} is step {expected[frame]} in {first} but {found[frame]} in {name}; "
-                    "the files must be of one run and written at the same steps."
+                    "files must be of one run and written at the same steps."
                 )
 
 
@@ -90,6 +90,22 @@ def missing_files(file: Path | str, needed: Iterable[str], why: str) -> UserErro
     listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
     are = "is" if len(names) == 1 else "are"
     return UserError(f"{file}: {listed} {are} missing beside it; {why}.")
+
+
+def left_out(count: int) -> list[str]:
+    """The note on steps that lack something they need."""
+    return (
+        [f"{count} incomplete step(s) are left out; time jumps over those inside the run."] if count else []
+    )
+
+
+def check_numbered(numbers: Sequence[int], file: Path | str, frame: int) -> None:
+    """Refuse rows that are not numbered 1, 2, 3 …, one an atom."""
+    for expected, found in enumerate(numbers, start=1):
+        if found != expected:
+            raise UserError(
+                f"{file}, frame {frame}: the force of atom {expected} is missing (atom {found} is there)."
+            )
 
 
 CUT_OFF = "The last frame is incomplete (the run was cut off); it is left out."

@@ -12,6 +12,7 @@ from dyntrain.data.raw import RawRun
 from dyntrain.errors import UserError
 
 _SECTIONS = (
+    "The number of configurations",
     "Configuration num.",
     "The atom types in the data file",
     "Atomic mass",
@@ -42,6 +43,8 @@ def read_ml_ab(file: Path) -> RawRun:
         run = _raw(file, header, frames if whole else frames[:-1])
         if not whole:
             run.notes.append(CUT_OFF)
+        if (stated := header.get("The number of configurations")) and int(stated[0]) != len(frames):
+            run.notes.append(f"The file states {int(stated[0])} configurations, but has {len(frames)}.")
     return run
 
 
@@ -77,8 +80,8 @@ def _raw(file: Path, header: dict[str, list[str]], frames: list[dict[str, list[s
     for number, frame in enumerate(frames):
         if [row.split() for row in frame["Atom types and atom numbers"]] != composition:
             raise UserError(
-                f"{file}, frame {number}: the atoms differ from those of frame 0; an ML_AB of several systems "
-                "is no run."
+                f"{file}, frame {number}: the atoms differ from those of frame 0; an ML_AB of several "
+                "systems is no run."
             )
     positions = [floats(frame["Atomic positions (ang.)"]) for frame in frames]
     forces = [floats(frame["Forces (eV ang.^-1)"]) for frame in frames]

@@ -11,7 +11,7 @@ from dyntrain.data.formats.frames import CUT_OFF, missing_files, numbers_of, one
 from dyntrain.data.formats.text import Lines, beside, floats, plain_name, reading
 from dyntrain.data.formats.vasprun import read_vasprun
 from dyntrain.data.raw import RawRun
-from dyntrain.data.trajectory import FloatArray
+from dyntrain.data.trajectory import FloatArray, check_cell, check_finite
 from dyntrain.errors import UserError
 
 # OUTCAR prints positions with five decimals; XDATCAR's must agree with them to that.
@@ -47,6 +47,7 @@ def read_outcar(file: Path) -> RawRun:
             run.take(line, lines)
         cut = lines.cut
     raw = run.finish(cut)
+    check_cell(raw.cell, raw.pbc, raw.file, 0)
     ending = plain_name(file).removeprefix("OUTCAR")
     if (xdatcar := beside(file, f"XDATCAR{ending}")) is not None:
         _take_positions(raw, xdatcar)
@@ -94,7 +95,9 @@ class _Outcar:
         elif words[:2] == ["POTIM", "="]:
             self.potim = float(words[2])
         elif words[:2] == ["IBRION", "="] and int(words[2]) != 0:
-            raise UserError(f"{self.file}: IBRION = {words[2]}, so this is no molecular dynamics (IBRION = 0).")
+            raise UserError(
+                f"{self.file}: IBRION = {words[2]}, so this is no molecular dynamics (IBRION = 0)."
+            )
 
     def _masses_of_incar(self, used: list[float]) -> None:
         """Where POMASS of the INCAR overrides the POTCAR's, it shows in the second table (two decimals)."""
@@ -115,7 +118,9 @@ class _Outcar:
         if not self.positions:
             raise UserError(f"{self.file} holds no complete ionic step.")
         if len(self.symbols) < len(self.counts) or len(self.type_masses) < len(self.counts):
-            raise UserError(f"{self.file}: elements or masses of its {len(self.counts)} atom types are missing.")
+            raise UserError(
+                f"{self.file}: elements or masses of its {len(self.counts)} atom types are missing."
+            )
         if cut or self.pending is not None:
             self.notes.append(CUT_OFF)
         labels = np.repeat(self.symbols[: len(self.counts)], self.counts).tolist()
@@ -137,6 +142,8 @@ class _Outcar:
 def _take_positions(run: RawRun, xdatcar: Path) -> None:
     """Exchange the positions for XDATCAR's where those are the same to OUTCAR's digits."""
     fractional = _read_fractional(xdatcar, run.positions.shape[1])
+    check_finite(fractional, "positions", str(xdatcar))
+    check_finite(run.positions, "positions", run.file)
     n_frames = run.positions.shape[0]
     if fractional.shape[0] < n_frames:
         run.notes.append(f"{xdatcar.name} has other frames; positions are OUTCAR's, with five decimals.")

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dyntrain.data.formats.frames import CUT_OFF, numbers_of, one_cell
+from dyntrain.data.formats.frames import check_numbered, left_out, numbers_of, one_cell
 from dyntrain.data.formats.text import Lines, floats, reading
 from dyntrain.data.raw import RawRun
+from dyntrain.data.timestamps import settle_time_stamps
 from dyntrain.data.trajectory import FloatArray
 from dyntrain.errors import UserError
 from dyntrain.units import AUT, BOHR, FS, HARTREE
@@ -47,7 +48,11 @@ class _Pwscf:
         self.forces: list[FloatArray] = []
         self.cells: list[FloatArray] = []
         self.energies: list[float] = []
-        self.started = 0
+        self.steps: list[int] = []
+        self.step = 0
+        self.dropped = 0
+        self.jumps = 0
+        self.done = False
 
     def take(self, line: str, lines: Lines) -> None:
         if line.startswith("!") and "total energy" in line:
@@ -61,7 +66,11 @@ class _Pwscf:
         elif "Time step" in line and "a.u." in line:
             self.dt = float(line.split("=")[1].split()[0]) * _TIME_UNIT_FS
         elif "Entering Dynamics" in line:
-            self.started += 1
+            step = int(line.split("=")[1])
+            self.jumps += self.step > 0 and step != self.step + 1
+            self.step = step
+        elif "JOB DONE" in line:
+            self.done = True
         elif not self.positions:
             self._header(line, lines)
 
@@ -79,10 +88,9 @@ class _Pwscf:
                 if len(words := row.split()) < 3:
                     break
                 self.species_masses[words[0]] = float(words[2])
-        elif "positions (alat units)" in line and self.alat:
-            if (rows := lines.take(self.n_atoms)) is not None:
-                self.labels = [row.split()[1] for row in rows]
-                self.next_positions = floats([_after_bracket(row) for row in rows]) * self.alat
+        elif "positions (alat units)" in line and self.alat and (rows := lines.take(self.n_atoms)):
+            self.labels = [row.split()[1] for row in rows]
+            self.next_positions = floats([_after_bracket(row) for row in rows]) * self.alat
 
     def _positions(self, line: str, lines: Lines) -> None:
         self.next_positions = None
@@ -90,7 +98,9 @@ class _Pwscf:
         if rows is None or self.cell is None:
             return
         if [row.split()[0] for row in rows] != self.labels:
-            raise UserError(f"{self.file}, frame {len(self.positions)}: the atoms differ from those of frame 0.")
+            raise UserError(
+                f"{self.file}, frame {len(self.positions)}: the atoms differ from those of frame 0."
+            )
         values = floats(rows, first=1)
         unit = _unit_of(line)
         if unit == "crystal":
@@ -117,24 +127,42 @@ class _Pwscf:
         rows: list[str] = []
         for line in lines:
             if "force =" in line:
-                rows.append(line.split("force =")[1])
+                rows.append(line)
             if len(rows) == self.n_atoms:
                 break
-        if len(rows) < self.n_atoms or self.energy is None or self.next_positions is None or self.cell is None:
+        if (
+            len(rows) < self.n_atoms
+            or self.energy is None
+            or self.next_positions is None
+            or self.cell is None
+        ):
+            self.dropped += 1
             return
-        self.forces.append(floats(rows) * (_RYDBERG / BOHR))
+        check_numbered([int(row.split()[1]) for row in rows], self.file, len(self.positions))
+        self.forces.append(floats([row.split("force =")[1] for row in rows]) * (_RYDBERG / BOHR))
         self.positions.append(self.next_positions)
         self.cells.append(self.cell)
         self.energies.append(self.energy)
+        self.steps.append(self.step)
         self.next_positions = self.energy = None
 
     def finish(self, cut: bool) -> RawRun:
-        if not self.started:
+        if not self.step or self.dt is None:
             raise UserError(f"{self.file}: no step of molecular dynamics is in this pw.x output.")
         if not self.positions:
             raise UserError(f"{self.file} holds no complete step.")
         if unknown := sorted(set(self.labels) - self.species_masses.keys()):
             raise UserError(f"{self.file}: no mass is given for {', '.join(unknown)}.")
+        times = [{"time_fs": step * self.dt} for step in self.steps]
+        dt_fs, breaks, notes = settle_time_stamps(times, str(self.file))
+        if cut or not self.done:
+            notes.append("pw.x did not end by itself: the complete steps before are used.")
+        if self.jumps:
+            notes.append(
+                f"The numbers of the steps jump {self.jumps} time(s): parts of the file are missing."
+            )
+        if self.steps[0] != 0:
+            notes.append(f"The file begins at step {self.steps[0]} of the run.")
         return RawRun(
             file=str(self.file),
             reader="Quantum ESPRESSO pw.x",
@@ -145,8 +173,9 @@ class _Pwscf:
             pbc=np.ones(3, dtype=bool),
             atomic_numbers=numbers_of(self.labels, self.file),
             masses=np.array([self.species_masses[label] for label in self.labels]),
-            dt_fs=self.dt,
-            notes=[CUT_OFF] if cut or self.started > len(self.positions) else [],
+            dt_fs=dt_fs,
+            breaks=breaks,
+            notes=[*notes, *left_out(self.dropped + (self.energy is not None))],
         )
 
 

@@ -6,11 +6,13 @@ import bz2
 import gzip
 import io
 import lzma
+import shutil
+import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -20,7 +22,11 @@ from dyntrain.errors import UserError
 PACKED_SUFFIXES = (".gz", ".bz2", ".xz")
 
 # How compressed files begin, whatever their name.
-_OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+_OPENERS: dict[bytes, Callable[..., Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\x00": lzma.open,
+}
 
 # What reading raises where a file is damaged; anything else is a defect of ours.
 DAMAGE = (ValueError, LookupError, EOFError, OSError, zlib.error, lzma.LZMAError, OverflowError)
@@ -36,10 +42,26 @@ def open_packed(file: Path) -> IO[bytes]:
     return open(file, "rb")
 
 
-def is_packed(file: Path) -> bool:
-    """Whether a file's content is compressed."""
+@contextmanager
+def unpacked(file: Path) -> Iterator[Path]:
+    """The file itself, or where it is compressed a temporary copy that is not; for readers that need a file.
+
+    Raises:
+        UserError: a compressed file that is damaged or cut off.
+    """
     with open(file, "rb") as stream:
-        return stream.read(8).startswith(tuple(_OPENERS))
+        compressed = stream.read(8).startswith(tuple(_OPENERS))
+    if not compressed:
+        yield file
+        return
+    with tempfile.TemporaryDirectory(prefix="dyntrain-") as folder:
+        copy = Path(folder) / plain_name(file)
+        try:
+            with open_packed(file) as packed, open(copy, "wb") as plain:
+                shutil.copyfileobj(packed, plain)
+        except DAMAGE as error:
+            raise damaged(file, "a compressed file", error) from error
+        yield copy
 
 
 def plain_name(file: Path) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from dyntrain.data.formats.frames import CUT_OFF, numbers_of, one_cell
 from dyntrain.data.formats.text import DAMAGE, damaged, open_packed
 from dyntrain.data.raw import RawRun
-from dyntrain.data.trajectory import FloatArray
+from dyntrain.data.trajectory import FloatArray, check_finite
 from dyntrain.errors import UserError
 
 # expat's codes for a document that ends too early: the job was killed, what came before is good.
@@ -36,11 +37,11 @@ def read_vasprun(file: Path) -> RawRun:
     return run.finish()
 
 
-def _elements(stream: object, run: _Vasprun) -> Iterator[ET.Element]:
+def _elements(stream: IO[bytes], run: _Vasprun) -> Iterator[ET.Element]:
     """The document's main parts as each ends; freed after use, so that long runs stay small."""
     depth = 0
     try:
-        for event, element in ET.iterparse(stream, events=("start", "end")):  # type: ignore[arg-type]
+        for event, element in ET.iterparse(stream, events=("start", "end")):
             depth += 1 if event == "start" else -1
             if event == "end" and depth == 1:
                 yield element
@@ -81,7 +82,7 @@ class _Vasprun:
         self.potim = float(values["POTIM"]) if "POTIM" in values else None
         if values.get("ML_LMLFF", "F").strip(".").upper().startswith("T"):
             self.notes.append(
-                "VASP's machine-learned force field was on: energies and forces of some frames may be its own."
+                "VASP's machine-learned force field was on: some energies and forces may be its own."
             )
 
     def _atoms(self, element: ET.Element) -> None:
@@ -111,13 +112,19 @@ class _Vasprun:
             raise UserError(f"{self.file}, frame {frame} has no structure, forces or energy.")
         cell = _vectors(structure.find("crystal/varray[@name='basis']"))
         fractional = _vectors(structure.find("varray[@name='positions']"))
+        if cell.shape != (3, 3):
+            raise UserError(f"{self.file}, frame {frame}: the cell must have three vectors, got {len(cell)}.")
+        check_finite(fractional[None], "positions", str(self.file), frame)
+        check_finite(cell[None], "cell", str(self.file), frame)
         self.cells.append(cell)
         self.positions.append(fractional @ cell)
         self.forces.append(_vectors(forces))
         self.energies.append(float(energy.text or ""))
         shapes = {self.positions[-1].shape, self.forces[-1].shape, (len(self.labels), 3)}
-        if len(shapes) > 1 or cell.shape != (3, 3):
-            raise UserError(f"{self.file}, frame {frame}: positions or forces are not of {len(self.labels)} atoms.")
+        if len(shapes) > 1 or not self.labels:
+            raise UserError(
+                f"{self.file}, frame {frame}: positions or forces are not of {len(self.labels)} atoms."
+            )
 
     def finish(self) -> RawRun:
         if not self.positions:
@@ -139,4 +146,4 @@ class _Vasprun:
 
 def _vectors(table: ET.Element | None) -> FloatArray:
     rows = [] if table is None else [(v.text or "").split() for v in table.iter("v")]
-    return np.array(rows, dtype=np.float64).reshape(len(rows), 3)
+    return np.array([x for row in rows for x in row], dtype=np.float64).reshape(len(rows), 3 if rows else 0)

@@ -38,7 +38,9 @@ def read_xyz(file: Path) -> XyzFrames:
                 continue
             n_atoms = int(head)
             if not 0 < n_atoms < 10_000_000 or (labels and n_atoms != len(labels)):
-                raise UserError(f"{file}, line {lines.number}: {n_atoms} atoms, expected {len(labels) or 'some'}.")
+                raise UserError(
+                    f"{file}, line {lines.number}: {n_atoms} atoms, expected {len(labels) or 'some'}."
+                )
             rows = lines.take(n_atoms + 1)
             if rows is None:
                 cut = True

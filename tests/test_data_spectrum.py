@@ -1,0 +1,43 @@
+"""The fastest period of a run, and the step that it allows."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from dyntrain.data.spectrum import check_step, fastest_period_fs
+from dyntrain.errors import UserError
+from made_runs import morse_trajectory
+
+
+def vibrating(period_fs: float, dt_fs: float = 0.5, n_frames: int = 400, breaks: tuple[int, ...] = ()):  # type: ignore[no-untyped-def]
+    """One atom swings with the period, the others ten times slower."""
+    run = morse_trajectory(n_frames, dt_fs=dt_fs)
+    phase = 2 * math.pi * np.arange(n_frames)[:, None] * dt_fs
+    velocities = np.repeat(np.sin(phase / (10 * period_fs))[:, None], run.n_atoms, axis=1)
+    velocities[:, 1] += np.sin(phase / period_fs)
+    return run.replace(velocities=np.broadcast_to(velocities, run.velocities.shape).copy(), breaks=breaks)
+
+
+@pytest.mark.parametrize("period_fs", [7.3, 11.0, 20.0])
+def test_the_period_is_found_though_one_atom_alone_has_it(period_fs: float) -> None:
+    found = fastest_period_fs(vibrating(period_fs))
+    assert found is not None
+    # Never slower than it is; faster by the width of the window function at most.
+    assert 0.9 * period_fs < found <= period_fs * 1.01
+
+
+def test_breaks_leave_stretches_and_short_runs_leave_nothing() -> None:
+    assert fastest_period_fs(vibrating(11.0, breaks=(180,))) == pytest.approx(10.3, abs=0.8)
+    assert fastest_period_fs(vibrating(11.0, n_frames=30)) is None
+
+
+def test_too_long_a_step_is_refused_with_the_longest_that_is_not() -> None:
+    run = vibrating(11.0)
+    check_step([run], 5)
+    with pytest.raises(UserError, match=r"a step of 3 fs is too long .* use a stride of at most 5"):
+        check_step([run], 6)
+    with pytest.raises(UserError, match="save the run more often"):
+        check_step([vibrating(11.0, dt_fs=4.0)], 1)
