@@ -39,14 +39,14 @@ class Outcome(NamedTuple):
 
     killed_after_s: float
     where: str
-    lost_s: float | None
+    lost_s: float
     n_rows: int
     same_model: bool
     same_log: bool
 
 
 def write_config(folder: Path) -> Path:
-    """A training of some 60 steps at S = 1, 2 and 4 with five validations."""
+    """A training of some 100 steps at S = 1, 2 and 4 with five validations."""
     values: dict[str, Any] = {
         "data": [str(DATA)],
         "output": str(folder / "out"),
@@ -58,7 +58,7 @@ def write_config(folder: Path) -> Path:
             "epochs": 5,
         },
         "validation": {"n_starts": 4, "n_steps": 11, "batch_size": 1},
-        "budget": {"evaluations": 400, "costs": {"rollout": 1.2}},
+        "budget": {"evaluations": 800, "costs": {"rollout": 1.2}},
     }
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "config.yaml"
@@ -74,9 +74,18 @@ def start(config: Path) -> subprocess.Popen[bytes]:
     )
 
 
-def finish(config: Path) -> None:
-    if (code := start(config).wait()) != 0:
-        raise SystemExit(f"the training of {config} ended with exit code {code}")
+def begun(process: subprocess.Popen[bytes], output: Path) -> float:
+    """The time at which the training begins: with its first checkpoint."""
+    while not (output / "checkpoint.pt").exists():
+        if process.poll() is not None:
+            raise SystemExit(f"the training in {output} ended with exit code {process.returncode}")
+        time.sleep(0.01)
+    return time.monotonic()
+
+
+def finish(process: subprocess.Popen[bytes]) -> None:
+    if (code := process.wait()) != 0:
+        raise SystemExit(f"a training ended with exit code {code}")
 
 
 def rows(output: Path) -> list[dict[str, str]]:
@@ -85,11 +94,9 @@ def rows(output: Path) -> list[dict[str, str]]:
         return [{k: v for k, v in row.items() if k != "wall_s"} for row in csv.DictReader(file)]
 
 
-def where_it_was(output: Path, now: float) -> tuple[str, float | None]:
+def where_it_was(output: Path, now: float) -> tuple[str, float]:
     """What the last checkpoint says, and how old it is."""
     path = output / "checkpoint.pt"
-    if not path.exists():
-        return "before the first checkpoint", None
     progress, _ = load_checkpoint(path)
     batch = progress.validation_batch
     what = f"step {progress.step}" if batch is None else f"validation {progress.epoch + 1}, batch {batch}"
@@ -99,15 +106,14 @@ def where_it_was(output: Path, now: float) -> tuple[str, float | None]:
 def killed_and_resumed(folder: Path, after_s: float, reference: Path) -> Outcome:
     config, output = write_config(folder), folder / "out"
     process = start(config)
+    begun(process, output)
     try:
         process.wait(after_s)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGKILL)
         process.wait()
     where, lost = where_it_was(output, time.time())
-    if process.returncode == 0:
-        where, lost = "after the end", None
-    finish(config)
+    finish(start(config))
     one, other = (read_record(path / "model.pt")[1] for path in (output, reference))
     same_model = one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
     found = rows(output)
@@ -116,16 +122,17 @@ def killed_and_resumed(folder: Path, after_s: float, reference: Path) -> Outcome
 
 def table(outcomes: list[Outcome], duration: float) -> str:
     lines = [
-        f"Left alone the training takes {duration:.1f} s, the start of Python included; a checkpoint every "
+        f"Left alone the training takes {duration:.1f} s after its start; a checkpoint every "
         f"{CHECKPOINT_EVERY_S:g} s.",
         "",
         "| killed after (s) | last checkpoint | its age (s) | rows of log.csv | model | log |",
         "|---:|---|---:|---:|---|---|",
     ]
     for o in outcomes:
-        age = "" if o.lost_s is None else f"{o.lost_s:.2f}"
         same = ["to the last digit" if equal else "DIFFERS" for equal in (o.same_model, o.same_log)]
-        lines.append(f"| {o.killed_after_s:.2f} | {o.where} | {age} | {o.n_rows} | {same[0]} | {same[1]} |")
+        lines.append(
+            f"| {o.killed_after_s:.2f} | {o.where} | {o.lost_s:.2f} | {o.n_rows} | {same[0]} | {same[1]} |"
+        )
     n_same = sum(o.same_model and o.same_log for o in outcomes)
     return "\n".join([*lines, "", f"{n_same} of {len(outcomes)} ended as if left alone."]) + "\n"
 
@@ -139,8 +146,9 @@ def main() -> None:
     chance = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        begin = time.monotonic()
-        finish(write_config(folder / "alone"))
+        alone = start(write_config(folder / "alone"))
+        begin = begun(alone, folder / "alone" / "out")
+        finish(alone)
         duration = time.monotonic() - begin
         outcomes = []
         for number in range(options.kills):

@@ -9,12 +9,14 @@ atoms; every number is measured in a process of its own, on one core. 10 000 000
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -24,8 +26,8 @@ from ase.build import molecule
 
 from dyntrain.data.diagnose import usable_runs
 from dyntrain.data.readers import read_trajectories
-from dyntrain.data.segments import collate, epoch_order, find_segments
-from dyntrain.data.store import write_store
+from dyntrain.data.segments import Segments, collate, epoch_order, find_segments
+from dyntrain.data.store import read_ahead, write_store
 from dyntrain.data.trajectory import Trajectory
 from dyntrain.integrators import VelocityVerlet
 from dyntrain.models.egnn import EGNN
@@ -75,21 +77,37 @@ def write(n_frames: int, file: Path) -> None:
         write_store([run], file)
 
 
-def anonymous_mb() -> float:
-    """Memory of this process that is no mapped file, MB (Linux)."""
-    status = Path("/proc/self/status").read_text()
-    return float(status.split("RssAnon:")[1].split()[0]) / 1000
+class Memory:
+    """Memory of this process that is no page of a mapped file, MB (Linux): the most since `restart`."""
+
+    def __init__(self) -> None:
+        self.peak = 0.0
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def restart(self) -> None:
+        self.peak = self.now()
+
+    @staticmethod
+    def now() -> float:
+        status = Path("/proc/self/status").read_text()
+        return float(status.split("RssAnon:")[1].split()[0]) / 1000
+
+    def _watch(self) -> None:
+        while True:
+            self.peak = max(self.peak, self.now())
+            time.sleep(0.005)
 
 
 def measure(file: Path) -> dict[str, float]:
-    """Seconds until training could start, windows per second (cold and warm), memory, and the share of data."""
+    """Seconds until training could start, windows per second, memory, and the share of data in a step."""
     torch.set_num_threads(1)
-    # The libraries' own memory is not the store's.
-    before = anonymous_mb()
+    memory, before = Memory(), Memory.now()  # the libraries' own memory is not the store's
+    memory.restart()
     begin = time.perf_counter()
     runs, _ = usable_runs(read_trajectories(file))
     segments = find_segments(runs, LENGTH)
-    opened = time.perf_counter() - begin
+    opened, opening = time.perf_counter() - begin, memory.peak - before
+    memory.restart()
     order = epoch_order(len(segments), seed=0, epoch=0)
     with open(file, "rb") as stream:
         os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -100,27 +118,36 @@ def measure(file: Path) -> dict[str, float]:
             collate(segments.take(order[number * BATCH_SIZE : (number + 1) * BATCH_SIZE]), runs)
         return (time.perf_counter() - begin) / n_batches
 
-    cold, warm = seconds_of(0, 200), min(seconds_of(0, 200) for _ in range(3))
-    memory = anonymous_mb() - before
-    batch = collate(segments.take(order[:BATCH_SIZE]), runs)
+    cold = seconds_of(0, 200)
+    warm = min(seconds_of(0, 200) for _ in range(3))
+    training = memory.peak - before
+    return {
+        "GB": file.stat().st_size / 1e9,
+        "open": opened,
+        "opening": opening,
+        "training": training,
+        "cold": BATCH_SIZE / cold,
+        "warm": BATCH_SIZE / warm,
+        "share": 100 * share_of_data(segments.take(order[-32 * BATCH_SIZE :]), runs),
+    }
+
+
+def share_of_data(segments: Segments, runs: list[Trajectory]) -> float:
+    """Share of training that waits for data, where each step first asks for the next batch's windows."""
     torch.manual_seed(0)
     model = Conservative(EGNN([1, 6, 8]))
-    steps = []
-    for _ in range(3):
-        begin = time.perf_counter()
+    batches = [segments[k : k + BATCH_SIZE] for k in range(0, len(segments), BATCH_SIZE)]
+    waited, begin = 0.0, time.perf_counter()
+    for windows, following in itertools.pairwise(batches):
+        asked = time.perf_counter()
+        batch = collate(windows, runs)
+        read_ahead(following, runs)
+        waited += time.perf_counter() - asked
         verlet = VelocityVerlet(batch.dt)
         frames = rollout(model, batch.state, verlet, LENGTH - 1, backprop=Full(), kicks=batch.kicks)
         loss = sum((f.prediction.forces - batch.targets.forces[f.step]).abs().mean() for f in frames)
         torch.as_tensor(loss).backward()
-        steps.append(time.perf_counter() - begin)
-    return {
-        "GB": file.stat().st_size / 1e9,
-        "open": opened,
-        "memory": memory,
-        "cold": BATCH_SIZE / cold,
-        "warm": BATCH_SIZE / warm,
-        "share": 100 * cold / (cold + min(steps)),
-    }
+    return waited / (time.perf_counter() - begin)
 
 
 def measure_apart(n_frames: int, folder: Path) -> dict[str, float]:
@@ -137,22 +164,25 @@ def table(counts: list[int]) -> str:
     lines = [
         "# Training from a store",
         "",
-        f"Stores of nine atoms; windows of {LENGTH} frames in random order, {BATCH_SIZE} a batch. *Open*: reading, "
-        "checking every number and diagnosing, until training could start. *Memory*: what the process took "
-        "beyond its libraries, pages of the file aside (the system gives those back when it needs room). "
-        "*Cold*: after the file was dropped from the system's cache. *Data*: share of a training step (default "
-        "network, full back-propagation, one CPU core) spent on collating its batch, cold. "
+        f"Stores of nine atoms; windows of {LENGTH} frames in random order, {BATCH_SIZE} a batch. *Open*: "
+        "reading, checking every number and diagnosing, until training could start. *Memory*: the most that "
+        "the process took beyond its libraries, pages of the file aside (the system takes those back when it "
+        "needs room). *Cold*: the file is not in the system's cache, nothing is read ahead. *Data*: "
+        "share of training (default network, full back-propagation, one CPU core) spent on collating and on asking "
+        "for the next batch (`read_ahead`), cold. "
         f"Python {platform.python_version()}, PyTorch {torch.__version__}, {platform.machine()}, one core. "
-        "Made by `python benchmarks/store.py --frames " + " ".join(map(str, counts)) + "`.",
+        f"Made by `python benchmarks/store.py --frames {' '.join(map(str, counts))}`.",
         "",
-        "| frames | file, GB | open, s | memory, MB | windows/s, cold | windows/s, warm | data, % |",
-        "|--:|--:|--:|--:|--:|--:|--:|",
+        "| frames | file, GB | open, s | memory opening, MB | memory collating, MB | windows/s, cold | "
+        "windows/s, warm | data, % |",
+        "|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     with tempfile.TemporaryDirectory() as folder:
         for n_frames in counts:
             m = measure_apart(n_frames, Path(folder))
             lines.append(
-                f"| {n_frames} | {m['GB']:.2f} | {m['open']:.1f} | {m['memory']:.0f} | {m['cold']:.0f} | "
+                f"| {n_frames} | {m['GB']:.2f} | {m['open']:.1f} | {m['opening']:.0f} | "
+                f"{m['training']:.0f} | {m['cold']:.0f} | "
                 f"{m['warm']:.0f} | {m['share']:.1f} |"
             )
             print(lines[-1], file=sys.stderr)

@@ -43,6 +43,8 @@ def write_vasprun(folder: Path, run: RawRun, *, selective: list[str] | None = No
             f"<rc><c>{labels.count(kind)}</c><c>{kind:2s}</c><c>{mass:16.8f}</c><c>1.0</c><c>PAW</c></rc>\n"
         ]
     text += ["  </set>\n </array>\n</atominfo>\n"]
+    gamma = '<kpoints>\n<varray name="kpointlist" >\n<v> 0.0 0.0 0.0 </v>\n</varray>\n'
+    text += [gamma, '<varray name="weights" >\n<v> 1.0 </v>\n</varray>\n</kpoints>\n']
     flags = "".join(f'   <v type="logical"> {row} </v>\n' for row in selective or [])
     structure = (
         ' <structure{}>\n  <crystal>\n   <varray name="basis" >\n{}   </varray>\n  </crystal>\n'
@@ -54,12 +56,14 @@ def write_vasprun(folder: Path, run: RawRun, *, selective: list[str] | None = No
     for k in range(len(run.positions)):
         text += [
             "<calculation>\n <scstep>\n  <energy>\n",
-            f'   <i name="e_fr_energy">{run.energies[k] + 1:16.8f} </i>\n',
+            f'   <i name="e_fr_energy">{run.energies[k]:16.8f} </i>\n',
+            f'   <i name="e_wo_entrp">{run.energies[k] + 0.2:16.8f} </i>\n',
+            f'   <i name="e_0_energy">{run.energies[k] + 0.1:16.8f} </i>\n',
         ]
         text += ["  </energy>\n </scstep>\n", structure.format("", cell, v_rows(fractions[k]), "")]
         text += [f' <varray name="forces" >\n{v_rows(run.forces[k])} </varray>\n']
         text += [f' <energy>\n  <i name="e_fr_energy">{run.energies[k]:16.8f} </i>\n']
-        text += [f'  <i name="e_0_energy">{run.energies[k] + 0.1:16.8f} </i>\n </energy>\n</calculation>\n']
+        text += [f'  <i name="e_0_energy">{0:16.8f} </i>\n </energy>\n</calculation>\n']
     file = folder / "vasprun.xml"
     file.write_text("".join(text) + "</modeling>\n")
     return file
@@ -68,9 +72,11 @@ def write_vasprun(folder: Path, run: RawRun, *, selective: list[str] | None = No
 def write_outcar(folder: Path, run: RawRun, *, incar_masses: list[float] | None = None) -> Path:
     """OUTCAR: five decimals for positions, six for forces; one type an atom."""
     labels = symbols(run)
-    text = [" vasp.6.4.2 20Jul23 complex\n\n"]
+    text = [" vasp.6.4.2 20Jul23 complex\n\n", *(f" POTCAR:    PAW_PBE {s} 08Apr2002\n" for s in labels * 2)]
     for label, mass in zip(labels, run.masses, strict=True):
         text += [f"   VRHFIN ={label}: s2p2\n   POMASS ={mass:9.3f}; ZVAL   =    4.000    mass and valenz\n"]
+    text += ["   ISPIN  =      1    spin polarized calculation?\n"]
+    text += [f"   number of dos      NEDOS =    301   number of ions     NIONS = {len(labels):6d}\n"]
     text += ["   ions per type =  " + "".join(f"{1:4d}" for _ in labels) + "\n"]
     text += [
         "   IBRION =      0    ionic relax: 0-MD\n",
@@ -78,7 +84,8 @@ def write_outcar(folder: Path, run: RawRun, *, incar_masses: list[float] | None 
     ]
     used = "".join(f"{mass:6.2f}" for mass in (incar_masses or run.masses))
     text += [f"  Mass of Ions in am\n   POMASS = {used}\n"]
-    for r, f, energy in zip(run.positions, run.forces, run.energies, strict=True):
+    for k, (r, f, energy) in enumerate(zip(run.positions, run.forces, run.energies, strict=True)):
+        text += [f"{'-' * 41} Iteration {k + 1:4d}(   1)  {'-' * 39}\n"]
         text += [f"  free energy    TOTEN  = {energy + 1:18.8f} eV\n"]
         text += ["      direct lattice vectors                 reciprocal lattice vectors\n"]
         text += ["".join(f"{x:13.9f}" for x in (*row, 0.05, 0, 0)) + "\n" for row in run.cell]
@@ -90,7 +97,7 @@ def write_outcar(folder: Path, run: RawRun, *, incar_masses: list[float] | None 
             text += ["".join(f"{v:13.5f}" for v in x) + "   " + "".join(f"{v:14.6f}" for v in y) + "\n"]
         text += [" " + "-" * 83 + "\n    total drift:  0.0 0.0 0.0\n"]
         text += ["  FREE ENERGIE OF THE ION-ELECTRON SYSTEM (eV)\n  " + "-" * 51 + "\n"]
-        text += [f"  free  energy   TOTEN  = {energy:18.8f} eV\n"]
+        text += [f"  free  energy   TOTEN  = {energy:18.8f} eV\n\n"]
         text += [f"  energy  without entropy= {energy:17.8f}  energy(sigma->0) = {energy:17.8f}\n"]
     file = folder / "OUTCAR"
     file.write_text("".join(text))
@@ -178,13 +185,15 @@ def write_cp2k(folder: Path, run: RawRun, project: str = "made", *, ener: bool =
     return folder / f"{project}-pos-1.xyz"
 
 
-def write_pwscf(folder: Path, run: RawRun) -> Path:
-    """A pw.x output: rydberg units, positions of later steps in units of alat."""
+def write_pwscf(folder: Path, run: RawRun, unit: str = "alat") -> Path:
+    """A pw.x output: rydberg units, positions of later steps in the given unit."""
     assert run.dt_fs is not None
     labels, alat = symbols(run), run.cell[0, 0]
     # After the forces of the last step pw.x still prints where the next one would begin.
     following = [*run.positions, 2 * run.positions[-1] - run.positions[-2]]
     steps = run.dt_fs * FS / (2 * AUT)
+    scales = {"alat": np.eye(3) / alat, "bohr": np.eye(3) / BOHR, "angstrom": np.eye(3)}
+    scale = scales.get(unit, np.linalg.inv(run.cell))
     text = ["\n     Program PWSCF v.7.2 starts on 12Jul2024 at 10:11:16 \n\n"]
     text += [f"     lattice parameter (alat)  = {alat / BOHR:11.4f}  a.u.\n"]
     text += [f"     number of atoms/cell      = {len(labels):12d}\n\n"]
@@ -204,7 +213,7 @@ def write_pwscf(folder: Path, run: RawRun) -> Path:
     for k in range(len(run.positions)):
         text += [
             "\n     total energy              =     -99.00000000 Ry\n",
-            "     End of self-consistent calculation\n",
+            "     convergence has been achieved in   3 iterations\n",
         ]
         text += [f"\n!    total energy              = {run.energies[k] / RYDBERG:16.8f} Ry\n"]
         text += ["\n     Forces acting on atoms (cartesian axes, Ry/au):\n\n"]
@@ -219,8 +228,8 @@ def write_pwscf(folder: Path, run: RawRun) -> Path:
         text += [
             f"                           time      = {(k + 1) * run.dt_fs / 1000:8.4f} pico-seconds\n\n\n"
         ]
-        text += ["ATOMIC_POSITIONS (alat)\n"]
-        for label, row in zip(labels, following[k + 1] / alat, strict=True):
+        text += [f"ATOMIC_POSITIONS ({unit})\n"]
+        for label, row in zip(labels, following[k + 1] @ scale, strict=True):
             text += [f"{label:2s}    " + "".join(f"{x:14.9f}" for x in row) + "\n"]
         text += ["\n\n     kinetic energy (Ekin) =     0.00002521 Ry\n"]
     file = folder / "md.out"
@@ -253,8 +262,10 @@ def write_cpx(folder: Path, run: RawRun, prefix: str = "made") -> Path:
     ]
     (folder / f"{prefix}.evp").write_text(head + "".join(rows))
     species = dict(zip(symbols(run), run.masses, strict=True))
+    cell = "".join(" " + " ".join(f"{x / BOHR:.8f}" for x in row) + "\n" for row in run.cell)
     (folder / f"{prefix}.in").write_text(
-        f"&CONTROL\n  calculation = 'cp', prefix = '{prefix}'\n  dt = {dt:.12f}d0\n/\n&SYSTEM\n  nat = 4\n/\n"
+        f"&CONTROL\n  calculation = 'cp', prefix = '{prefix}'\n  dt = {dt:.12f}d0\n/\n&SYSTEM\n  ibrav = 0\n"
+        f"  nat = {len(run.masses)}\n  ntyp = {len(species)}\n/\nCELL_PARAMETERS bohr\n{cell}"
         "ATOMIC_SPECIES\n"
         + "".join(f" {s} {m:.5f} {s}.UPF\n" for s, m in species.items())
         + "ATOMIC_POSITIONS (bohr)\n"

@@ -23,6 +23,7 @@ from array_writers import WRITERS
 from dyntrain.data.diagnose import diagnose
 from dyntrain.data.raw import RawRun
 from dyntrain.data.readers import read_trajectory
+from dyntrain.data.run_report import RunReport
 from dyntrain.data.store import write_store
 from dyntrain.data.trajectory import Trajectory
 from dyntrain.errors import UserError
@@ -108,8 +109,9 @@ def repeat(data: bytes, random: np.random.Generator) -> bytes:
     return data[: first + len(piece)] + piece + data[first + len(piece) :]
 
 
-OUTCOMES = ("refused", "told", "equal", "part")
-"""Refused in a sentence; read with a finding or note; read as if undamaged; fewer frames, all undamaged."""
+OUTCOMES = ("refused", "told", "equal", "part", "unseen")
+"""Refused in a sentence; read with a finding or note; read as if undamaged; fewer frames, all undamaged;
+a late digit of a number that nothing else in the file contradicts."""
 DAMAGES = (flip, truncate, shuffle, odd_number, cut_out, repeat)
 
 
@@ -138,15 +140,26 @@ def differences(found: Trajectory, clean: Trajectory) -> list[str]:
 
 
 def is_part(found: Trajectory, clean: Trajectory) -> bool:
-    """Whether all frames are consecutive ones of the undamaged run: its first or last were cleanly cut off."""
+    """Whether all frames are consecutive ones of the undamaged run, of which an end was cleanly cut off."""
     for first in range(clean.n_frames - found.n_frames + 1):
         part = clean.slice(first, first + found.n_frames)
+        changed = set(differences(found, part))
         # Rebuilt velocities have one neighbour less at the new end.
-        if not set(differences(found, part)) - (
-            {"velocities"} if found.velocities_origin == "rebuilt" else set()
-        ):
+        if not changed - ({"velocities"} if found.velocities_origin == "rebuilt" else set()):
             return True
     return False
+
+
+def change_of(found: Trajectory, clean: Trajectory) -> float:
+    """The largest change of a number over the usual size (energies: fluctuation) of such numbers."""
+    largest = 0.0
+    for name in differences(found, clean):
+        x, y = np.asarray(getattr(found, name)), np.asarray(getattr(clean, name))
+        if x.shape != y.shape or y.dtype.kind != "f":
+            return np.inf
+        size = np.ptp(y, axis=0).max() if name == "energies" else np.sqrt((y**2).mean())
+        largest = max(largest, float(np.abs(x - y).max() / size))
+    return largest
 
 
 def outcome(name: str, seed: int, cleans: dict[str, tuple[Path, Trajectory, set[str]]]) -> str:
@@ -172,16 +185,19 @@ def outcome(name: str, seed: int, cleans: dict[str, tuple[Path, Trajectory, set[
             return f"{damage.__name__} of {victim.name}: traceback\n{traceback.format_exc()}"
         if not (changed := differences(found, clean)):
             return "equal"
-        if report.findings or {_general(note) for note in found.notes} - usual:
+        if said_of(report) - usual:
             return "told"
         if is_part(found, clean):
             return "part"
+        if change_of(found, clean) < 1e-3:
+            return "unseen"
         return f"{damage.__name__} of {victim.name}: {', '.join(changed)} changed without a word"
 
 
-def _general(note: str) -> str:
-    """A note without the path, which differs from file to file."""
-    return re.sub(r"/\S*", "", note)
+def said_of(report: RunReport) -> set[str]:
+    """The kinds of findings and the notes, these without the path, which differs from file to file."""
+    notes = {re.sub(r"/\S*", "", note) for note in report.notes}
+    return notes | {finding.code for finding in report.findings}
 
 
 def cleans_in(folder: Path) -> dict[str, tuple[Path, Trajectory, set[str]]]:
@@ -190,7 +206,7 @@ def cleans_in(folder: Path) -> dict[str, tuple[Path, Trajectory, set[str]]]:
         (folder / name / "run").mkdir(parents=True)
         file = write(folder / name / "run", RUN)
         run = read_trajectory(file, 0.5 if name in WITHOUT_TIME else None)
-        found[name] = (file, run, {_general(note) for note in run.notes})
+        found[name] = (file, run, said_of(diagnose(run)))
     return found
 
 

@@ -125,7 +125,9 @@ class MorseCalculator(Calculator):
 
 
 @functools.cache
-def ase_run(thermostat: str, n_frames: int = 400, dt_fs: float = 0.5) -> RawRun:
+def ase_run(
+    thermostat: str, n_frames: int = 400, dt_fs: float = 0.5, friction_per_fs: float = 0.02
+) -> RawRun:
     """Eight atoms with Morse bonds at about 800 K under one of ASE's integrators."""
     from ase.md.andersen import Andersen
     from ase.md.bussi import Bussi
@@ -142,30 +144,52 @@ def ase_run(thermostat: str, n_frames: int = 400, dt_fs: float = 0.5) -> RawRun:
     bath, dt, warm = np.random.RandomState(1), dt_fs * units.fs, {"temperature_K": 800}
     dynamics = {
         "nve": lambda: VelocityVerlet(atoms, dt),
-        "langevin": lambda: Langevin(atoms, dt, friction=0.02 / units.fs, rng=bath, fixcm=False, **warm),
+        "langevin": lambda: Langevin(
+            atoms, dt, friction=friction_per_fs / units.fs, rng=bath, fixcm=False, **warm
+        ),
         "berendsen": lambda: NVTBerendsen(atoms, dt, taut=50 * units.fs, **warm),
         "csvr": lambda: Bussi(atoms, dt, taut=50 * units.fs, rng=bath, **warm),
         "nose-hoover": lambda: NoseHooverChainNVT(atoms, dt, tdamp=20 * units.fs, **warm),
         "andersen": lambda: Andersen(atoms, dt, andersen_prob=0.05, rng=bath, **warm),
     }[thermostat]()
     dynamics.run(100)
+    return recorded(atoms, dynamics, n_frames, dt_fs, file=thermostat)
+
+
+def recorded(atoms: Atoms, dynamics: Any, n_frames: int, dt_fs: float, *, file: str = "made") -> RawRun:
+    """Frames of one of ASE's integrators from here on, with raw forces."""
     frames = []
     for _ in range(n_frames):
-        frames.append(
-            (atoms.get_positions(), atoms.get_velocities(), atoms.get_forces(), atoms.get_potential_energy())
-        )
+        forces = atoms.get_forces(apply_constraint=False)
+        energy, cell = atoms.get_potential_energy(), atoms.cell.array.copy()
+        frames.append((atoms.get_positions(), atoms.get_velocities(), forces, energy, cell))
         dynamics.run(1)
-    positions, velocities, forces, energies = (np.array(x) for x in zip(*frames, strict=True))
+    positions, velocities, forces, energies, cells = (np.array(x) for x in zip(*frames, strict=True))
     return RawRun(
-        file=thermostat,
+        file=file,
         reader="made",
         positions=positions,
         velocities=velocities,
         forces=forces,
         energies=energies,
-        cell=np.zeros((3, 3)),
-        pbc=np.zeros(3, dtype=bool),
+        cell=cells if np.ptp(cells, axis=0).any() else cells[0],
+        pbc=np.array(atoms.pbc),
         atomic_numbers=atoms.numbers,
         masses=atoms.get_masses(),
         dt_fs=dt_fs,
     )
+
+
+def constrained_run(constraint: Any, n_frames: int = 200, dt_fs: float = 0.5) -> RawRun:
+    """The eight atoms of `ase_run` in NVE under one of ASE's constraints."""
+    from ase.md.verlet import VelocityVerlet
+
+    start = morse_run(2, numbers=(6, 1, 8, 1, 6, 8, 1, 6), seed=5)
+    atoms = Atoms(start.atomic_numbers, start.positions[0], masses=start.masses)
+    assert start.velocities is not None
+    atoms.set_constraint(constraint)
+    atoms.set_velocities(start.velocities[0])
+    atoms.calc = MorseCalculator()
+    dynamics = VelocityVerlet(atoms, dt_fs * units.fs)
+    dynamics.run(1)
+    return recorded(atoms, dynamics, n_frames, dt_fs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from ase.io import write
 
 from dyntrain.cli import main
-from made_runs import as_atoms, chosen, morse_run
+from made_runs import as_atoms, ase_run, chosen, morse_run
 
 # Others build on these keys.
 KEYS = {
@@ -43,6 +44,52 @@ def test_sound_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert "a.traj: usable" in shown
     assert "CH2O, 4 atoms, 60 frames" in shown
     assert "the run is not continuous at 1 frame(s) (30)" in shown
+
+
+def test_the_page_shows_every_run_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = morse_run(60)
+    write(tmp_path / "a.traj", as_atoms(run))
+    write(tmp_path / "b.traj", as_atoms(chosen(run, np.r_[0:30, 40:60]), time_stamps=False))
+    (tmp_path / "cut.traj").write_bytes((tmp_path / "a.traj").read_bytes()[:5000])
+    page = tmp_path / "page.html"
+    assert check(monkeypatch, tmp_path, "--report", page) == 2
+    html = page.read_text(encoding="utf-8")
+    assert "2 of 3 reference runs can be used" in html
+    assert "the run is not continuous at 1 frame(s) (30)" in html
+    assert "ASE cannot read it" in html
+    for title, number in (
+        ("Energy", 2),
+        ("Kicks", 2),
+        ("Closest distance", 2),
+        ("Forces", 2),
+        ("Friction", 0),
+    ):
+        assert html.count(f"<h3>{title}</h3>") == number
+    for figure in re.findall(r'<script type="application/json">(.*?)</script>', html, flags=re.S):
+        assert json.loads(figure)["data"]
+    assert "http" not in re.sub(r"<script>.*?</script>", "", html, flags=re.S)
+
+
+def test_the_page_shows_the_friction_of_a_thermostat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "bath.traj", as_atoms(ase_run("nose-hoover")))
+    page = tmp_path / "page.html"
+    assert check(monkeypatch, tmp_path, "--report", page) == 0
+    html = page.read_text(encoding="utf-8")
+    assert "it explains this run (nose-hoover)" in html
+    assert check(monkeypatch, tmp_path, "--report", tmp_path / "no" / "where.html") == 2
+
+
+def test_runs_of_another_energy_zero_are_told_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for seed, shift in ((0, 0.0), (1, 500.0)):
+        run = morse_run(60, seed=seed)
+        run.energies = run.energies + shift
+        write(tmp_path / f"{seed}.traj", as_atoms(run))
+    assert check(monkeypatch, tmp_path, "--json", tmp_path / "report.json") == 0
+    first, second = json.loads((tmp_path / "report.json").read_text())
+    assert [[f["code"] for f in run["findings"]] for run in (first, second)] == [[], ["another_energy_zero"]]
+    assert "which holds the same CH2O" in " ".join(capsys.readouterr().out.split())
 
 
 def test_unusable_runs_exit_with_2_and_the_sentence(

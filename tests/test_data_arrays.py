@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import h5py
@@ -9,10 +10,12 @@ import numpy as np
 import pytest
 
 from array_writers import write_deepmd, write_h5md, write_md17
+from dyntrain.cli import main
 from dyntrain.data.keys import KeyMap
 from dyntrain.data.readers import expand_paths, read_trajectory
+from dyntrain.data.store import write_store
 from dyntrain.errors import UserError
-from made_runs import morse_run
+from made_runs import morse_run, morse_trajectory
 
 RUN = morse_run(20, dt_fs=0.5)
 
@@ -75,3 +78,26 @@ def test_h5md_without_units_is_refused(tmp_path: Path) -> None:
         read_trajectory(file)
     keys = KeyMap.from_mapping({"units": {"forces": "kJ/mol/nm"}})
     np.testing.assert_allclose(read_trajectory(file, keys=keys).forces, RUN.forces, rtol=1e-12)
+
+
+def test_check_takes_keys_and_tells_of_each_run_of_a_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_store([morse_trajectory(20), morse_trajectory(20, seed=1)], tmp_path / "runs.h5")
+    file = write_md17(tmp_path, RUN, e_unit=None)
+    (tmp_path / "keys.yaml").write_text("units: {energy: kcal/mol}\n")
+    arguments = [
+        file,
+        tmp_path / "runs.h5",
+        "--keys",
+        tmp_path / "keys.yaml",
+        "--json",
+        tmp_path / "found.json",
+    ]
+    monkeypatch.setattr("sys.argv", ["dyntrain", "check", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code, capsys.readouterr().err
+    reports = json.loads((tmp_path / "found.json").read_text())
+    names = [file, tmp_path / "runs.h5", f"{tmp_path / 'runs.h5'}#run_1"]
+    assert [report["file"] for report in reports] == [str(name) for name in names]

@@ -135,6 +135,19 @@ def test_thermostats_are_named(name: str) -> None:
     assert report.dt_fs_inferred == pytest.approx(0.5, rel=0.02 if name == "langevin" else 1e-9)
 
 
+@pytest.mark.parametrize("friction_per_fs", [0.1, 0.3])
+def test_strong_friction_is_no_reason_to_refuse(friction_per_fs: float) -> None:
+    report = diagnose(to_trajectory(ase_run("langevin", friction_per_fs=friction_per_fs)))
+    assert (report.ensemble, report.usable, report.breaks) == ("langevin", True, ())
+    assert report.kick_ratio is not None and report.dt_correlation is not None
+    assert report.kick_ratio > 3.5
+    assert report.dt_correlation < 0.5
+    assert [finding.code for finding in report.findings] == ["thermostat"]
+    # The noise must not be taken for fast motion, or steps that the run itself took would be refused.
+    assert report.fastest_period_fs is not None
+    assert report.fastest_period_fs > 10
+
+
 def test_collisions_at_many_steps_are_neither_breaks_nor_nve() -> None:
     report = diagnose(to_trajectory(ase_run("andersen")))
     assert (report.breaks, report.usable) == ((), True)

@@ -14,12 +14,14 @@ from ase.units import kcal, mol
 
 from array_writers import WRITERS, write_dialect
 from dyntrain.data.diagnose import diagnose
+from dyntrain.data.formats.ipi import read_ipi
 from dyntrain.data.formats.outcar import read_outcar
 from dyntrain.data.formats.table import find_format
+from dyntrain.data.formats.vasprun import read_vasprun
 from dyntrain.data.keys import KeyMap
 from dyntrain.data.readers import expand_paths, read_trajectory
 from dyntrain.errors import UserError
-from dyntrain.units import FS
+from dyntrain.units import BOHR, FS, HARTREE
 from format_writers import (
     write_cp2k,
     write_cpx,
@@ -119,6 +121,21 @@ def test_a_real_cp2k_run() -> None:
     assert "CP2K run read from water-pos-1.xyz, water-frc-1.xyz, water-vel-1.xyz" in found.notes[0]
 
 
+def test_a_real_ipi_run() -> None:
+    """i-PI 3.3's own files; `tests/data/ipi_trap/README.md` says what is known of them."""
+    found = read_trajectory(DATA / "ipi_trap" / "trap.for_0.xyz")
+    assert (found.n_frames, found.dt_fs, found.velocities_origin) == (61, pytest.approx(0.5), "read")
+    assert found.notes[0] == ("i-PI run read from trap.pos_0.xyz, trap.for_0.xyz, trap.vel_0.xyz, trap.out.")
+    spring = 0.05 * HARTREE / BOHR**2
+    np.testing.assert_allclose(found.forces, -spring * found.positions, rtol=2e-5, atol=1e-5)
+    np.testing.assert_allclose(found.energies, 0.5 * spring * (found.positions**2).sum((1, 2)), rtol=2e-5)
+    report = diagnose(found)
+    assert report.usable
+    assert report.temperature_K == pytest.approx(report.temperature_from_positions_K, rel=0.05)
+    assert report.dt_fs_inferred == pytest.approx(0.5, rel=1e-2)
+    assert expand_paths([DATA / "ipi_trap"]) == [DATA / "ipi_trap" / "trap.pos_0.xyz"]
+
+
 # VASP
 
 
@@ -173,6 +190,38 @@ def test_a_relaxation_is_no_run(tmp_path: Path) -> None:
             read_trajectory(file)
 
 
+def test_a_changing_cell_is_read_frame_by_frame(tmp_path: Path) -> None:
+    file = write_vasprun(tmp_path, RUN)
+    whole, last = file.read_text().rsplit("<calculation>", 1)
+    file.write_text(whole + "<calculation>" + last.replace("20.00000000", "20.10000000"))
+    found = read_vasprun(file)
+    assert found.cell.shape == (20, 3, 3)
+    np.testing.assert_allclose(np.diag(found.cell[19]), [20.1] * 3)
+    np.testing.assert_allclose(found.positions[19], RUN.positions[19] * 20.1 / 20, rtol=0, atol=2e-7)
+
+
+# Quantum ESPRESSO
+
+
+@pytest.mark.parametrize("unit", ["alat", "bohr", "angstrom", "crystal"])
+def test_pwscf_positions_in_any_unit(tmp_path: Path, unit: str) -> None:
+    found = read_trajectory(write_pwscf(tmp_path, RUN, unit))
+    np.testing.assert_allclose(found.positions[1:], RUN.positions[1:], rtol=0, atol=2e-7)
+    assert found.notes == ("Velocities rebuilt from positions and forces by the velocity-Verlet relation.",)
+
+
+def test_pwscf_tells_of_a_killed_job_and_refuses_an_scf(tmp_path: Path) -> None:
+    file = write_pwscf(tmp_path, RUN)
+    text = file.read_text()
+    file.write_text(text[: len(text) // 2])
+    found = read_trajectory(file)
+    np.testing.assert_allclose(found.forces, RUN.forces[: found.n_frames], rtol=0, atol=1e-6)
+    assert "pw.x did not end by itself: the complete steps before are used." in found.notes
+    file.write_text(text.split("     Molecular Dynamics Calculation")[0])
+    with pytest.raises(UserError, match=r"no step of molecular dynamics is in this pw\.x output"):
+        read_trajectory(file)
+
+
 # Runs in several files
 
 
@@ -224,6 +273,26 @@ def test_files_of_other_steps_are_refused(tmp_path: Path) -> None:
     forces.write_text(forces.read_text().replace(" i =        7,", " i =       70,"))
     with pytest.raises(UserError, match=r"frame 7 is step 7 in made-pos-1.xyz but 70 in made-frc-1.xyz"):
         read_trajectory(file)
+
+
+def test_cp2k_settings_come_from_the_input_or_the_log(tmp_path: Path) -> None:
+    for file in (DATA / "cp2k_water").iterdir():
+        if file.name not in ("water-1.cell", "README.md"):
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    named = tmp_path / "water-pos-1.xyz"
+    for note in ("water.out.xz, water.inp.", "water.out.xz."):
+        found = read_trajectory(named)
+        np.testing.assert_allclose(np.diag(found.cell), [5.5, 6.0, 6.5])
+        np.testing.assert_array_equal(found.masses, [15.9994, 1.00794, 1.00794])
+        assert found.pbc.all() and found.notes[0].endswith(note)
+        (tmp_path / "water.inp").unlink(missing_ok=True)
+
+
+def test_deuterium_has_its_own_mass(tmp_path: Path) -> None:
+    file = write_ipi(tmp_path, RUN)
+    for path in tmp_path.glob("*.xyz"):
+        path.write_text(path.read_text().replace("       H ", "       D "))
+    assert read_ipi(file).masses.tolist() == pytest.approx([12.0107, 2.0141, 15.9994, 2.0141], rel=1e-4)
 
 
 def test_cp2k_without_ener_and_with_a_restart(tmp_path: Path) -> None:

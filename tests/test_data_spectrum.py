@@ -16,9 +16,9 @@ def vibrating(period_fs: float, dt_fs: float = 0.5, n_frames: int = 400, breaks:
     """One atom swings with the period, the others ten times slower."""
     run = morse_trajectory(n_frames, dt_fs=dt_fs)
     phase = 2 * math.pi * np.arange(n_frames)[:, None] * dt_fs
-    velocities = np.repeat(np.sin(phase / (10 * period_fs))[:, None], run.n_atoms, axis=1)
-    velocities[:, 1] += np.sin(phase / period_fs)
-    return run.replace(velocities=np.broadcast_to(velocities, run.velocities.shape).copy(), breaks=breaks)
+    forces = np.repeat(np.sin(phase / (10 * period_fs))[:, None], run.n_atoms, axis=1)
+    forces[:, 1] += 10 * np.sin(phase / period_fs)
+    return run.replace(forces=np.broadcast_to(forces, run.forces.shape).copy(), breaks=breaks)
 
 
 @pytest.mark.parametrize("period_fs", [7.3, 11.0, 20.0])

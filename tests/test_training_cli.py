@@ -217,7 +217,7 @@ def test_the_same_command_goes_on_after_a_signal(
     number: signal.Signals, data: dict[str, list[str]], tmp_path: Path
 ) -> None:
     """Stopped once the first validation is done."""
-    changes = {"budget": {"evaluations": 1000, "costs": {"rollout": 1.2}}}
+    changes = {"budget": {"evaluations": 600, "costs": {"rollout": 1.2}}}
     config = write_config(tmp_path / "c.yaml", data, **changes)
     with (tmp_path / "printed").open("w") as printed:
         process = subprocess.Popen([*DYNTRAIN, "train", str(config)], env=ENVIRONMENT, stdout=printed)

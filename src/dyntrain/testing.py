@@ -115,9 +115,9 @@ def check_potential(
 
 def check_input_untouched(potential: Potential, state: State) -> None:
     """The potential changes neither the state, nor the neighbour list, nor any ``.grad``."""
-    state = state.replace(**{name: tensor.detach().clone() for name, tensor in vars(state).items()})
+    state = state.replace(**{name: tensor.detach().clone() for name, tensor in _tensors(state).items()})
     neighbors = neighbor_list(state, potential.cutoff)
-    tensors = {f"state.{name}": tensor for name, tensor in vars(state).items()}
+    tensors = {f"state.{name}": tensor for name, tensor in _tensors(state).items()}
     tensors |= {f"neighbors.{name}": tensor for name, tensor in vars(neighbors).items()}
     parameters = dict(potential.named_parameters())
     copies = {name: tensor.clone() for name, tensor in tensors.items()}
@@ -444,10 +444,16 @@ def _cluster(system: State) -> State:
     return system.replace(cell=torch.zeros_like(system.cell), pbc=torch.zeros_like(system.pbc))
 
 
+def _tensors(state: State) -> dict[str, Tensor]:
+    """Fields of the state by name, without those that are absent."""
+    return {name: tensor for name, tensor in vars(state).items() if tensor is not None}
+
+
 def _with_atoms(state: State, atoms: Tensor) -> State:
     """The state with these of its atoms, in this order, each as often as it is named."""
-    per_atom = ("positions", "velocities", "masses", "atomic_numbers", "system_idx")
-    return state.replace(**{name: getattr(state, name)[atoms] for name in per_atom})
+    per_atom = ("positions", "velocities", "masses", "atomic_numbers", "system_idx", "fixed")
+    found = _tensors(state)
+    return state.replace(**{name: found[name][atoms] for name in per_atom if name in found})
 
 
 def _two_copies(system: State, offset: Tensor) -> State:

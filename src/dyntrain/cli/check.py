@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from dyntrain.data.diagnose import RunReport
+    from collections.abc import Sequence
+
+    from dyntrain.data.run_report import Finding, RunReport
+    from dyntrain.data.trajectory import Trajectory
 
 
 def check(
@@ -21,30 +24,46 @@ def check(
         Path | None,
         typer.Option(help="YAML with the names of keys and their units, as under `keys` in a config."),
     ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Also write a page with pictures (HTML) to this file.")
+    ] = None,
 ) -> None:
     """Tell whether reference runs can be used for dynamic training, and what is odd about them."""
     from rich.console import Console
 
-    from dyntrain.data.diagnose import diagnose, refused
+    from dyntrain.data.diagnose import compared, diagnose, refused
     from dyntrain.data.keys import AUTOMATIC, read_keys
     from dyntrain.data.readers import expand_paths, read_runs
     from dyntrain.errors import UserError
 
+    if report is not None:
+        from dyntrain.report import require_report_extra
+
+        require_report_extra()
     console = Console()
     mapping = AUTOMATIC if keys is None else read_keys(keys)
+    runs: list[Trajectory] = []
     reports: list[RunReport] = []
     for file in expand_paths(files):
         try:
-            found = [diagnose(run) for run in read_runs(file, dt, mapping)]
+            read = read_runs(file, dt, mapping)
         except UserError as mistake:
-            found = [refused(str(file), mistake)]
-        for report in found:
-            show(report, console)
-        reports += found
+            reports.append(refused(str(file), mistake))
+            show(reports[-1], console)
+            continue
+        for run in read:
+            runs.append(run)
+            reports.append(diagnose(run))
+            show(reports[-1], console)
+    alone, reports = reports, compared(runs, reports)
+    for before, after in zip(alone, reports, strict=True):
+        _show_findings(after.findings[len(before.findings) :], console, f"{before.file}: ")
     if json is not None:
         _write(reports, json)
-    errors = [f for report in reports for f in report.findings if f.severity == "error"]
-    unusable = [report for report in reports if not report.usable]
+    if report is not None:
+        _write_page(runs, reports, report)
+    errors = [f for known in reports for f in known.findings if f.severity == "error"]
+    unusable = [known for known in reports if not known.usable]
     if len(unusable) == 1:
         raise UserError(_named(unusable[0].file, errors[0].message))
     if unusable:
@@ -66,13 +85,19 @@ def show(report: RunReport, console: Any) -> None:
         console.print(table)
     else:
         console.print(table.title)
-    colours = {"error": "red", "warning": "yellow", "info": "cyan"}
-    for finding in report.findings:
-        colour = colours[finding.severity]
-        console.print(f"  [{colour}]{finding.severity}[/]: {escape(finding.message)}", highlight=False)
+    _show_findings(report.findings, console)
     for note in report.notes:
         console.print(f"  [dim]note[/]: {escape(note)}", highlight=False)
     console.print()
+
+
+def _show_findings(findings: Sequence[Finding], console: Any, who: str = "") -> None:
+    from rich.markup import escape
+
+    colours = {"error": "red", "warning": "yellow", "info": "cyan"}
+    for finding in findings:
+        colour = colours[finding.severity]
+        console.print(f"  [{colour}]{finding.severity}[/]: {escape(who + finding.message)}", highlight=False)
 
 
 def _rows(report: RunReport) -> list[tuple[str, str]]:
@@ -90,10 +115,13 @@ def _rows(report: RunReport) -> list[tuple[str, str]]:
         rows.append(
             (
                 "F = ma residual",
-                f"{report.residual:.1e}; {report.residual_after_friction:.1e} with one friction a frame",
+                f"{report.residual:.1e}; {report.residual_after_friction:.1e} with one friction a frame"
+                + (" and a strain" if report.barostat else ""),
             )
         )
-    rows.append(("ensemble", report.ensemble))
+    rows.append(("ensemble", report.ensemble + (" with a barostat" if report.barostat else "")))
+    if report.fastest_period_fs is not None:
+        rows.append(("fastest period", f"{report.fastest_period_fs:.3g} fs"))
     if report.kick_ratio is not None:
         rows.append(("kicks / dt²F/m", f"{report.kick_ratio:.1e}"))
     rows.append(("velocities", str(report.velocities)))
@@ -116,6 +144,15 @@ def _rows(report: RunReport) -> list[tuple[str, str]]:
 def _named(file: str, message: str) -> str:
     """The sentence with the file in front, unless it stands there already."""
     return message if message.startswith(file) else f"{file}: {message}"
+
+
+def _write_page(runs: list[Trajectory], reports: list[RunReport], path: Path) -> None:
+    from dyntrain.data.profile import make_profile
+    from dyntrain.report.check_page import CheckedRun, write_check_page
+
+    measured = iter(runs)
+    profiles = [make_profile(next(measured), r) if r.n_frames is not None else None for r in reports]
+    write_check_page(path, [CheckedRun(_rows(r), r, p) for r, p in zip(reports, profiles, strict=True)])
 
 
 def _write(reports: list[RunReport], path: Path) -> None:

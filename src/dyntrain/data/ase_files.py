@@ -142,8 +142,8 @@ class _Frames:
         first = self.first
         if len(atoms) != len(first) or (atoms.numbers != first.numbers).any():
             raise UserError(
-                f"{self.file}, frame {frame}: the atoms change ({_formula(first)} in frame 0, here {_formula(atoms)} "
-                "or another order); a file must hold one run of the same atoms."
+                f"{self.file}, frame {frame}: the atoms change ({_formula(first)} in frame 0, here "
+                f"{_formula(atoms)} or another order); a file must hold one run of the same atoms."
             )
         if (atoms.pbc != first.pbc).any():
             raise UserError(

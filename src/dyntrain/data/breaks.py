@@ -90,7 +90,7 @@ def describe_break(trajectory: Trajectory, b: int) -> str:
     if whole and _share_beside(turned, whole) < 0.1:
         return "centre-of-mass motion or rotation taken out"
     if _share_beside(turned, [before]) < _RESCALED:
-        return f"velocities rescaled (by {100 * float((turned * before).sum() / (before * before).sum()):+.1f} %)"
+        return "velocities rescaled"
     if np.linalg.norm(turned) > 0.3 * usual:
         return "velocities drawn anew (a restart)"
     return "a small reset, or forces not converged"

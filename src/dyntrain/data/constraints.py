@@ -1,4 +1,4 @@
-"""Constraints: what holds or carries a run's atoms beside forces: rigid bonds, the centre of mass, a changing cell."""
+"""Constraints: what holds or carries a run's atoms beside forces: rigid bonds, a changing cell."""
 
 from __future__ import annotations
 

@@ -39,16 +39,20 @@ def _temperature(velocities: FloatArray, masses: FloatArray) -> float | None:
 
 def kick_ratio(run: Trajectory) -> float | None:
     """rms of the kicks √(|δr|² + |δv dt|²) over rms of dt²F/m, mass-weighted, breaks left out."""
-    inside = _steps_inside(run)
-    root = np.sqrt(run.masses)[:, None]
-    pulls = run.dt**2 * run.forces / root
-    size = float(np.sqrt((pulls**2).mean()))
-    if not inside.size or size == 0:
-        return None
+    sizes = kick_sizes(run)[_steps_inside(run)]
+    return float(np.sqrt((sizes**2).mean())) if sizes.size and np.isfinite(sizes).all() else None
+
+
+def kick_sizes(run: Trajectory) -> FloatArray:
+    """The same of each step, [n_frames − 1], over the run's rms of dt²F/m; nan where there are no forces."""
+    moving = np.setdiff1d(np.arange(run.n_atoms), run.fixed_atoms)
+    root = np.sqrt(run.masses[moving])[:, None]
+    size = float(np.sqrt((run.dt**4 * (run.forces[:, moving] / root) ** 2).mean())) if moving.size else 0.0
+    if size == 0:
+        return np.full(run.n_frames - 1, np.nan)
     kicks = run.kicks()
-    moved = (root * kicks.positions.numpy())[inside]
-    turned = (root * kicks.velocities.numpy() * run.dt)[inside]
-    return float(np.sqrt((moved**2 + turned**2).mean())) / size
+    moved, turned = (root * kick.numpy()[:, moving] for kick in (kicks.positions, kicks.velocities * run.dt))
+    return np.asarray(np.sqrt((moved**2 + turned**2).mean(axis=(1, 2))) / size)
 
 
 def _steps_inside(run: Trajectory) -> IntArray:
@@ -58,15 +62,21 @@ def _steps_inside(run: Trajectory) -> IntArray:
     return np.flatnonzero(steps)
 
 
+# Energy steps this many times further from −F·Δr than the median step are told of.
+_ROUGH = 30.0
+
+
 class EnergyMatch(NamedTuple):
     """Energy changes against the work −F·Δr of the forces: both 1 where energies belong to the forces.
 
     jumps: frames b at which the energy jumps against b − 1 (left out of slope and correlation).
+    rough: frames b reached by steps that differ far more than the others, yet too little to be jumps.
     """
 
     slope: float | None
     correlation: float | None
     jumps: tuple[int, ...]
+    rough: tuple[int, ...] = ()
 
 
 def energy_force_match(run: Trajectory) -> EnergyMatch:
@@ -86,12 +96,15 @@ def energy_force_match(run: Trajectory) -> EnergyMatch:
     # Where many steps are odd there are no jumps: the energies are simply not those of the forces.
     if odd.sum() > max(3, 0.05 * odd.size):
         odd[:] = False
+    # The error of the mean force over a step is seldom more than ten times its median.
+    rough = ~odd & (misfit > _ROUGH * float(np.median(misfit)))
+    rough_frames = 1 + steps[rough] if rough.sum() <= max(3, 0.05 * rough.size) else steps[:0]
     jumps, work, change = 1 + steps[odd], work[~odd], change[~odd]
     slope = float((work * change).sum() / (work * work).sum())
     correlation = cosine(work, change)
     if not run.fixed_cell and correlation < CLEAR_CORRELATION:
         return EnergyMatch(None, None, ())
-    return EnergyMatch(slope, correlation, tuple(int(b) for b in jumps))
+    return EnergyMatch(slope, correlation, tuple(jumps.tolist()), tuple(rough_frames.tolist()))
 
 
 def drift(run: Trajectory) -> float | None:
@@ -114,16 +127,26 @@ def closest_distances(run: Trajectory) -> dict[str, float]:
     chosen = np.unique(np.linspace(0, run.n_frames - 1, affordable).astype(int))
     smallest = np.full(first.size, np.inf)
     for frame in chosen:
-        vectors = run.positions[frame, second] - run.positions[frame, first]
-        if run.pbc.any():
-            cell = complete(run.cell_at(int(frame)), run.pbc)
-            images = np.where(run.pbc, np.rint(vectors @ np.linalg.inv(cell)), 0.0)
-            vectors = vectors - images @ cell
-        smallest = np.minimum(smallest, np.linalg.norm(vectors, axis=1))
+        smallest = np.minimum(smallest, _distances(run, int(frame), first, second))
     names = np.array(
         ["-".join(sorted((run.symbols[i], run.symbols[j]))) for i, j in zip(first, second, strict=True)]
     )
     return {str(name): float(smallest[names == name].min()) for name in np.unique(names)}
+
+
+def frame_closest(run: Trajectory, frame: int) -> float:
+    """Distance of the closest two atoms of one frame, Å, minimum image; nan for a single atom."""
+    distances = _distances(run, frame, *np.triu_indices(run.n_atoms, k=1))
+    return float(distances.min()) if distances.size else np.nan
+
+
+def _distances(run: Trajectory, frame: int, first: IntArray, second: IntArray) -> FloatArray:
+    vectors = run.positions[frame, second] - run.positions[frame, first]
+    if run.pbc.any():
+        cell = complete(run.cell_at(frame), run.pbc)
+        images = np.where(run.pbc, np.rint(vectors @ np.linalg.inv(cell)), 0.0)
+        vectors = vectors - images @ cell
+    return np.asarray(np.linalg.norm(vectors, axis=1))
 
 
 def repeated_frames(run: Trajectory) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ from dyntrain.data.findings import INFERABLE_SHARE, Measured, about_motion
 from dyntrain.data.findings_contents import about_breaks, about_energies, about_structure, about_velocities
 from dyntrain.data.motion import DtFit, fit_dt, fit_sides, moving_atoms, second_difference
 from dyntrain.data.raw import EXACT_RESIDUAL
-from dyntrain.data.run_report import Finding, RunReport, refuse_unusable, refused
+from dyntrain.data.run_report import Finding, RunReport, finding, refuse_unusable, refused
 from dyntrain.data.spectrum import fastest_period_fs
 from dyntrain.data.store import STORE
 from dyntrain.data.thermostat import Ensemble, Motion, guess_ensemble, measure
@@ -44,18 +44,24 @@ __all__ = [
 ]
 
 # Longer runs (atoms × frames) are measured on their first part.
-_MEASURED = 4_000_000
+_MEASURED = 1_000_000
 # What a barostat does is one when leaving it out leaves at most this share of the motion unexplained.
 _BAROSTAT_GAIN = 0.3
 
 
 def marked(trajectory: Trajectory) -> Trajectory:
-    """The run with its fixed atoms and breaks marked, ready for windows; a stored run was marked when stored."""
+    """The run with its fixed atoms and breaks marked for windows; a stored run was marked when stored."""
     if trajectory.reader == STORE:
         return trajectory
     still = np.setdiff1d(np.arange(trajectory.n_atoms), moving_atoms(trajectory.positions))
     fixed = trajectory.replace(fixed_atoms=tuple(int(a) for a in still))
     return with_breaks(fixed, find_breaks(fixed))
+
+
+def measured_part(run: Trajectory) -> Trajectory:
+    """The run itself, or the first part of a very long one."""
+    n_frames = max(_MEASURED // run.n_atoms, 2)
+    return run if n_frames >= run.n_frames else run.slice(0, n_frames)
 
 
 def diagnose(trajectory: Trajectory) -> RunReport:
@@ -64,17 +70,14 @@ def diagnose(trajectory: Trajectory) -> RunReport:
     A very long run, which need not fit into memory, is measured on its first part; a finding says so.
     """
     run = marked(trajectory)
-    n_measured = max(_MEASURED // run.n_atoms, 2)
-    if n_measured >= run.n_frames:
-        return _diagnose(run)
-    report = _diagnose(run.slice(0, n_measured))
-    part = Finding(
-        "measured_in_part",
-        "info",
-        f"the run is long: all but its {len(run.breaks)} breaks is measured on its first {n_measured} frames.",
-    )
+    part = measured_part(run)
+    report = _diagnose(part)
+    if part is run:
+        return report
+    what = f"the run is long: all but its {len(run.breaks)} breaks is measured on {part.n_frames} frames"
+    told = finding("measured_in_part", "info", "certain", what, training="the rest is taken on trust")
     return dataclasses.replace(
-        report, n_frames=run.n_frames, breaks=run.breaks, findings=(part, *report.findings)
+        report, n_frames=run.n_frames, breaks=run.breaks, findings=(told, *report.findings)
     )
 
 
@@ -157,7 +160,7 @@ def _barostat(run: Trajectory, held: Held, motion: Motion | None) -> bool:
 
 
 def _fit(run: Trajectory, held: Held) -> DtFit | None:
-    """dt and correlation as they are, else without what constraints, friction and the like do; None if too short."""
+    """dt and correlation, where needed without what constraints and friction do; None if too short."""
     if run.n_frames < 3 or not held.atoms.size:
         return None
     plain = fit_dt(run.positions, run.forces, run.masses)

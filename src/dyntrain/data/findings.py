@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from dyntrain.data.causes import lag_of_forces, lattice_jumps, position_digits, rounding_share
 from dyntrain.data.constraints import Held
-from dyntrain.data.masses import find_wrong_masses
+from dyntrain.data.masses import SPARSE_LEFT, WrongMass, find_wrong_masses
 from dyntrain.data.motion import DtFit
 from dyntrain.data.run_report import Finding, RunReport, finding
 from dyntrain.data.spectrum import STABLE_SHARE
@@ -42,6 +43,14 @@ class Measured:
         return self.fit is not None and (
             self.fit.correlation >= CLEAR_CORRELATION or self.report.ensemble == "langevin"
         )
+
+    @cached_property
+    def wrong_masses(self) -> tuple[WrongMass, ...]:
+        """Masses that the motion contradicts; of frames far apart only where they explain nearly all."""
+        if self.report.ensemble == "langevin":
+            return ()
+        sparse = self.fit is not None and self.fit.strided
+        return find_wrong_masses(self.run, self.held, *([SPARSE_LEFT] if sparse else []))
 
 
 def about_motion(m: Measured) -> list[Finding]:
@@ -91,7 +100,7 @@ def _likeliest_cause(m: Measured) -> tuple[str, str]:
     digits = position_digits(run)
     if digits is not None and rounding_share(run, m.held, digits[1]) > 0.3:
         return f"the positions have only {digits[0]}", "write them with more digits"
-    if wrong := find_wrong_masses(run, m.held):
+    if wrong := m.wrong_masses:
         return f"wrong masses: {'; '.join(map(str, wrong))}", "state the masses of the run"
     if not run.fixed_cell:
         return "the forces or dt belong to another run, or frames are missing", "check keys, units and dt"
@@ -116,7 +125,8 @@ def _about_bath(m: Measured, motion: Motion) -> list[Finding]:
     if m.report.barostat:
         what = (
             "a barostat scales the positions with the cell: a homogeneous strain and a friction a frame "
-            f"leave {motion.residual_after_friction:.1e} of dt²F/m unexplained, forces alone {motion.residual:.1e}"
+            f"leave {motion.residual_after_friction:.1e} of dt²F/m unexplained, forces alone "
+            f"{motion.residual:.1e}"
         )
         kept = f"kicks of {ratio} of dt²F/m and the recorded cells are followed in roll-outs"
         found.append(finding("barostat", "info", "very likely", what, training=kept))
@@ -129,9 +139,9 @@ def _about_bath(m: Measured, motion: Motion) -> list[Finding]:
 
 def _about_rest(m: Measured, motion: Motion) -> list[Finding]:
     """What remains unexplained where the forces do explain most of the motion."""
-    if m.report.ensemble == "langevin" or (m.fit and m.fit.strided):
-        return []
     found = _about_masses(m)
+    if m.report.ensemble == "langevin" or (m.fit and m.fit.strided):
+        return found
     if motion.residual_after_friction < _UNEXPLAINED and motion.rms_residual < 10 * _UNEXPLAINED:
         return found
     if lag := lag_of_forces(m.run, m.held):
@@ -159,8 +169,8 @@ def _about_rest(m: Measured, motion: Motion) -> list[Finding]:
         )
     if not found and m.report.ensemble == "unknown" and not m.report.barostat:
         what = (
-            f"forces leave {motion.residual_after_friction:.1e} of the motion unexplained for a reason that is "
-            "not recognised (an unusual thermostat, loosely converged forces)"
+            f"forces leave {motion.residual_after_friction:.1e} of the motion unexplained for a reason that "
+            "is not recognised (an unusual thermostat, loosely converged forces)"
         )
         kept = "it is recorded as kicks and applied wherever a roll-out is compared with the run"
         found.append(finding("unknown_ensemble", "info", "a guess", what, training=kept))
@@ -178,14 +188,14 @@ def _about_masses(m: Measured) -> list[Finding]:
             "forces moves these atoms as if they had the stated mass",
             mend="state the masses that the run was made with",
         )
-        for wrong in find_wrong_masses(m.run, m.held)
+        for wrong in m.wrong_masses
     ]
 
 
 def _about_time(m: Measured) -> list[Finding]:
     run, fit, period = m.run, m.fit, m.report.fastest_period_fs
     found = []
-    if fit is not None and fit.strided and m.explained:
+    if fit is not None and fit.strided and m.explained and not m.wrong_masses:
         found.append(_strided(m))
     every_step = fit is not None and fit.unstrided and m.explained
     # The spectrum of a run in disorder says nothing; its likeliest cause is named elsewhere.
@@ -231,8 +241,8 @@ def _about_step(run: Trajectory, period: float) -> list[Finding]:
                 "frames_too_far_apart",
                 "error" if rebuilt else "warning",
                 "very likely",
-                f"frames {run.dt_fs:.3g} fs apart are too far from each other for {known}: roll-outs are stable "
-                f"up to {limit:.3g} fs a step{why}",
+                f"frames {run.dt_fs:.3g} fs apart are too far from each other for {known}: roll-outs are "
+                f"stable up to {limit:.3g} fs a step{why}",
                 training="segments of more than one frame are refused",
                 mend="save the run more often" + (", and its velocities with it" if rebuilt else ""),
             )
@@ -267,10 +277,12 @@ def _about_holding(m: Measured) -> list[Finding]:
     if len(held.rigid):
         i, j = (run.symbols[held.atoms[a]] for a in held.rigid[0])
         what = f"{len(held.rigid)} distances are rigid (bond constraints as SHAKE's; first a {i}-{j})"
-        kept = "kicks hold them on the recorded path; a network's error stretches them, and free MD needs its own"
+        kept = "kicks hold them on the recorded path; a network's error stretches them, free MD needs its own"
         found.append(finding("rigid_bonds", "info", "very likely", what, training=kept))
     if held.centred and m.motion is not None and (net := _removed_net_force(run, m.motion.frames)):
-        what = f"centre-of-mass motion is taken out at each step: forces sum up to {net:.2g} eV/Å, yet nothing drifts"
+        what = (
+            f"centre-of-mass motion is taken out at each step: forces sum up to {net:.2g} eV/Å without effect"
+        )
         kept = "kicks carry it; a network's forces sum up to zero"
         found.append(finding("centre_of_mass_removed", "info", "likely", what, training=kept))
     return found

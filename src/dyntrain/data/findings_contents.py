@@ -1,4 +1,4 @@
-"""Findings of the contents: breaks, wrapped positions, velocities, energies, distances and sizes of forces."""
+"""Findings of the contents: breaks, wrapping, velocities, energies, distances and sizes of forces."""
 
 from __future__ import annotations
 
@@ -37,23 +37,23 @@ def about_breaks(run: Trajectory) -> list[Finding]:
                 "wrapped_but_not_periodic",
                 "warning",
                 "very likely",
-                "atoms jump by cell vectors along directions that are not marked as periodic: wrapped positions",
+                "atoms jump by cell vectors along directions not marked as periodic: wrapped positions",
                 training="each jump is a break, and distances across the boundary are wrong",
                 mend="mark the periodic directions (pbc) in the file",
             )
         )
     if lone := tuple(first for first, stop in run.stretches if stop - first == 1):
         what = (
-            f"{len(lone)} frame(s) fit neither the frame before nor the one after, first {lone[0]}: their forces "
-            "or positions are likely wrong"
+            f"{len(lone)} frame(s) fit neither the frame before nor the one after, first {lone[0]}: their "
+            "forces or positions are likely wrong"
         )
         found.append(
             finding("lone_frames", "warning", "likely", what, training="no window holds them", frames=lone)
         )
     if irregular := find_irregular(run):
         what = (
-            f"{len(irregular)} step(s) are far rougher than the others, first into frame {irregular[0]} (loosely "
-            "converged or damaged frames?)"
+            f"{len(irregular)} step(s) are far rougher than the others, first into frame {irregular[0]} "
+            "(loosely converged or damaged frames?)"
         )
         kept = "they stay, their kicks carry the difference"
         found.append(finding("irregular_steps", "info", "certain", what, training=kept, frames=irregular))
@@ -126,7 +126,7 @@ def about_velocities(run: Trajectory, report: RunReport, held: Held) -> list[Fin
 
 def about_energies(run: Trajectory, report: RunReport, match: EnergyMatch) -> list[Finding]:
     """Whether energies belong to the forces."""
-    slope, correlation, jumps = match
+    slope, correlation, jumps, rough = match
     if not np.ptp(run.energies):
         what = "the energy is the same in all frames"
         useless = "it is no label"
@@ -142,11 +142,23 @@ def about_energies(run: Trajectory, report: RunReport, match: EnergyMatch) -> li
                 "energy_jumps",
                 "warning",
                 "certain",
-                f"the energy jumps against −F·Δr at {len(jumps)} frame(s), first {jumps[0]}: another zero of the "
-                "energy or an unconverged calculation",
+                f"the energy jumps against −F·Δr at {len(jumps)} frame(s), first {jumps[0]}: another zero of "
+                "the energy or an unconverged calculation",
                 training="no network fits the energies on both sides",
                 mend="remove these frames or leave the energy out of the loss",
                 frames=jumps,
+            )
+        )
+    if rough:
+        found.append(
+            finding(
+                "energy_irregular",
+                "info",
+                "likely",
+                f"energy and forces fit far worse than usual at {len(rough)} step(s), first frame {rough[0]}: "
+                "loosely converged or damaged numbers",
+                training="they stay as they are",
+                frames=rough,
             )
         )
     if abs(correlation) < CLEAR_CORRELATION:
@@ -155,8 +167,8 @@ def about_energies(run: Trajectory, report: RunReport, match: EnergyMatch) -> li
                 "energies_contradict_forces",
                 "warning",
                 "very likely",
-                f"energy changes do not follow −F·Δr (correlation {correlation:.2f}): energies and forces may "
-                "come from different calculations",
+                f"energy changes do not follow −F·Δr (correlation {correlation:.2f}): energies and forces "
+                "may come from different calculations",
                 training="energy and forces pull the network apart",
                 mend="train without the energy or check the keys",
             )
@@ -198,7 +210,7 @@ def about_structure(run: Trajectory, report: RunReport) -> list[Finding]:
                     "close_atoms",
                     "warning",
                     "certain",
-                    f"{pair} come as close as {share * bonds[pair]:.2f} Å (a bond is about {bonds[pair]:.2f} Å)",
+                    f"{pair} come as close as {share * bonds[pair]:.2f} Å (a bond: {bonds[pair]:.2f} Å)",
                     training="such frames dominate the loss",
                     mend="check the positions' unit, the cell and pbc, and look at the frame",
                 )

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 from ase.data import atomic_masses, chemical_symbols
 
-from dyntrain.data.constraints import Held
+from dyntrain.data.constraints import Held, find_held
 from dyntrain.data.motion import second_difference
 from dyntrain.data.thermostat import inner_frames
-from dyntrain.data.trajectory import FloatArray, Trajectory
+from dyntrain.data.trajectory import FloatArray, IntArray, Trajectory
+from dyntrain.data.velocities import verlet_velocities
 
 # A mass is called wrong when it is off by this share, by so many standard errors, and when the right one
 # leaves at most this share of the motion (rms) unexplained that the stated one does not explain.
 _OFF, _ERRORS, _GAIN = 1e-3, 5.0, 0.8
+# Where it is not known that every step is there, right masses must explain nearly all.
+SPARSE_LEFT = 0.05
 # What users and codes set, by element; other values are told as numbers.
 _NAMES = {
     1: {1.0: "H = 1.000", 1.008: "natural hydrogen", 2.014: "deuterium", 3.016: "tritium"},
@@ -48,11 +51,14 @@ class WrongMass:
         return f"{self.symbol} moves like {self.fits:.4g} u{name} (stated: {self.stated:.4g} u)"
 
 
-def find_wrong_masses(run: Trajectory, held: Held) -> tuple[WrongMass, ...]:
+def find_wrong_masses(run: Trajectory, held: Held, most_left: float = _GAIN) -> tuple[WrongMass, ...]:
     """The elements whose stated masses the motion contradicts while it obeys those of the others.
 
     Fits 1/m of each element in δ²r = dt² F/m, a common friction, constraints and centre of mass left out.
     A factor that all elements share is the time step's or the forces' fault, and nothing is found.
+
+    Args:
+        most_left: share (rms) of what stated masses leave unexplained that right ones may leave.
     """
     numbers = run.atomic_numbers[held.atoms]
     elements = np.unique(numbers)
@@ -61,7 +67,7 @@ def find_wrong_masses(run: Trajectory, held: Held) -> tuple[WrongMass, ...]:
         return ()
     stated = np.array([run.masses[held.atoms][numbers == z].mean() for z in elements])
     factors, errors, gain = _fit(run, held, frames, [numbers == z for z in elements])
-    if not np.isfinite(factors).all() or (factors <= 0).any() or gain > _GAIN:
+    if not np.isfinite(factors).all() or (factors <= 0).any() or gain > most_left:
         return ()
     # One element's mass is right, and with it dt; a dt that was inferred with wrong masses is off itself.
     right = errors < 0.02 * factors
@@ -81,6 +87,20 @@ def find_wrong_masses(run: Trajectory, held: Held) -> tuple[WrongMass, ...]:
         )
     # The reading that blames the fewest elements, and for masses that have a name.
     return min(readings, key=lambda r: (len(r), sum(not w.name for w in r)), default=())
+
+
+def masses_advice(
+    positions: FloatArray, forces: FloatArray, masses: FloatArray, atomic_numbers: IntArray, dt: float
+) -> str | None:
+    """What is wrong with the masses of unwrapped frames `dt` (ASE time) apart; None where nothing is found.
+
+    For readers, which refuse a stated dt that the motion contradicts before there is a run to diagnose.
+    """
+    velocities = verlet_velocities(positions, forces, masses, dt)
+    nowhere = np.zeros((3, 3)), np.zeros(3, bool)
+    energies = np.zeros(positions.shape[0])
+    run = Trajectory(positions, velocities, forces, energies, *nowhere, atomic_numbers, masses, dt)
+    return "; ".join(map(str, find_wrong_masses(run, find_held(run), SPARSE_LEFT))) or None
 
 
 def _fit(

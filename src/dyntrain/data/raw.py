@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 import numpy as np
+from ase.data import atomic_masses, chemical_symbols
 
 from dyntrain.data.motion import DtFit, fit_dt, moving_atoms, unwrap
 from dyntrain.data.trajectory import (
@@ -32,6 +33,8 @@ from dyntrain.units import BOHR, FS, HARTREE
 EXACT_RESIDUAL = 1e-3
 # A stated dt may then differ from the inferred one by this much (time stamps have few digits), else by 10 %.
 EXACT_TOLERANCE = 0.01
+# Tables of the elements' masses differ by less than this share, isotopes by more.
+_UNUSUAL_MASS = 0.03
 # Inferred over stated dt → what is likely wrong. Forces in a unit of x eV make the inferred dt √x too large.
 _DT_FACTORS = {
     1000.0: "dt seems to be given in ps",
@@ -89,6 +92,7 @@ def to_trajectory(run: RawRun, dt_fs: float | None = None) -> Trajectory:
     for name in ("positions", "forces", "energies"):
         check_finite(getattr(run, name), name, run.file)
     check_masses(run.masses, run.file)
+    notes += _unusual_masses(run)
     check_cell(run.cell, run.pbc, run.file, 0)
     if run.positions.shape[0] < 2:
         raise UserError(
@@ -120,6 +124,21 @@ def to_trajectory(run: RawRun, dt_fs: float | None = None) -> Trajectory:
         dt_origin=dt_origin,
         wrapped=bool(jumps.size),
     )
+
+
+def _unusual_masses(run: RawRun) -> list[str]:
+    """A note where atoms have another mass than their element: isotopes, or elements that are mixed up."""
+    known = (run.atomic_numbers > 0) & (run.atomic_numbers < len(atomic_masses))
+    standard = atomic_masses[np.where(known, run.atomic_numbers, 0)]
+    odd = known & (np.abs(run.masses / standard - 1) > _UNUSUAL_MASS)
+    found = sorted(
+        {
+            (chemical_symbols[z], round(float(m), 4))
+            for z, m in zip(run.atomic_numbers[odd], run.masses[odd], strict=True)
+        }
+    )
+    told = ", ".join(f"{symbol} {mass:g} u" for symbol, mass in found)
+    return [f"Masses are not those of the elements: {told}."] if found else []
 
 
 def _settle_dt(

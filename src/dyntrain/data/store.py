@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -17,6 +17,9 @@ from dyntrain.data.formats.h5md import member, opened, read_boundary, run_names
 from dyntrain.data.trajectory import FloatArray, Trajectory
 from dyntrain.errors import UserError
 from dyntrain.units import FS
+
+if TYPE_CHECKING:
+    from dyntrain.data.segments import Segment
 
 STORE = "store"
 """The `reader` of stored runs, whose breaks were looked for when they were stored."""
@@ -180,6 +183,37 @@ def _map(dataset: Any, path: str, file: Path, mapped: mmap.mmap) -> np.ndarray:
         raise UserError(f"{file}: /{path} lies beyond the end of the file, which is cut off.")
     view = np.frombuffer(mapped, dtype=dataset.dtype, count=dataset.size, offset=offset)
     return view.reshape(dataset.shape)
+
+
+def read_ahead(segments: Iterable[Segment], runs: Sequence[Trajectory]) -> None:
+    """Ask the system to fetch these windows from their stores, without waiting for it.
+
+    Called with the next batch before a training step, the disk works while the network does. Runs that are
+    in memory anyway, and systems that cannot be asked, are left alone.
+    """
+    for segment in segments:
+        run = runs[segment.run]
+        if run.reader != STORE or not hasattr(mmap, "MADV_WILLNEED"):
+            continue
+        for array in (run.positions, run.velocities, run.forces, run.energies):
+            window = array[segment.start : segment.start + segment.length]
+            if (mapped := _mapping(window)) is not None:
+                first = _address(window) - _address(np.frombuffer(mapped, dtype=np.uint8))
+                page = first - first % mmap.PAGESIZE
+                mapped.madvise(mmap.MADV_WILLNEED, page, first + window.nbytes - page)
+
+
+def _mapping(array: np.ndarray) -> mmap.mmap | None:
+    """The mapped file that an array is a view of."""
+    owner: Any = array
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    owner = owner.obj if isinstance(owner, memoryview) else owner
+    return owner if isinstance(owner, mmap.mmap) else None
+
+
+def _address(array: np.ndarray) -> int:
+    return int(array.__array_interface__["data"][0])
 
 
 def _provenance(dataset: Any, file: Path) -> dict[str, Any]:

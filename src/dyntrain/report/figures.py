@@ -43,7 +43,8 @@ def _translucent(colour: str, share: float) -> str:
     return f"rgba({red},{green},{blue},{share})"
 
 
-def _figure(traces: list[Any], x: str, y: str, **layout: Any) -> Any:
+def styled(traces: list[Any], x: str, y: str, **layout: Any) -> Any:
+    """A figure of these traces with the axes, fonts and margins that all figures share."""
     import plotly.graph_objects as go
 
     axis = {
@@ -88,7 +89,7 @@ def error_versus_time(results: Sequence[ModelResult], quantity: str, label: str)
         traces.append(go.Scatter(y=high, fill="tonexty", fillcolor=band, **common, **hidden))
         line = {"color": colour_of(number), "width": 2.5}
         traces.append(go.Scatter(y=median, name=result.name, line=line, hovertemplate="%{y:.3g}", **common))
-    return _figure(traces, "time (fs)", label, yaxis={"rangemode": "tozero"})
+    return styled(traces, "time (fs)", label, yaxis={"rangemode": "tozero"})
 
 
 def _gaps(values: FloatArray) -> FloatArray:
@@ -136,7 +137,7 @@ def learning_curves(curves: Sequence[LearningCurve], names: Sequence[str]) -> An
                     cliponaxis=False,
                 )
             )
-    figure = _figure(traces, curves[0].cost_label, curves[0].error_label, yaxis={"type": "log"})
+    figure = styled(traces, curves[0].cost_label, curves[0].error_label, yaxis={"type": "log"})
     # plotly's own labels of a logarithmic axis leave out the powers of ten between 1 and 10.
     shown = [error for curve in curves for error in curve.error if error and error > 0]
     narrow = not shown or max(shown) < 4 * min(shown)
@@ -167,7 +168,7 @@ def energy_traces(results: Sequence[ModelResult]) -> Any:
                     yaxis=f"y{panel + 1}" if panel else "y",
                 )
             )
-    figure = _figure(traces, "time (ps)", "")
+    figure = styled(traces, "time (ps)", "")
     reach = 1.3 * max(_reach(free) for _, _, free in shown)
     gap = 0.12 if n_panels > 1 else 0.0
     height = (1 - gap * (n_panels - 1)) / n_panels
@@ -228,6 +229,6 @@ def survival(results: Sequence[ModelResult]) -> Any:
                 )
             )  # fmt: skip
     longest = max(result.free.run_length_fs for result in results if result.free) / 1000
-    figure = _figure(traces, "time (ps)", "runs still whole", yaxis={"range": [0, 1.06], "tickformat": ".0%"})
+    figure = styled(traces, "time (ps)", "runs still whole", yaxis={"range": [0, 1.06], "tickformat": ".0%"})
     figure.update_xaxes(range=[0, 1.02 * longest])
     return figure

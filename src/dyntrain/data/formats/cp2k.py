@@ -6,10 +6,17 @@ import re
 from pathlib import Path
 
 import numpy as np
-from ase.data import atomic_masses, atomic_masses_legacy
+from ase.data import atomic_masses
 
 from dyntrain.data.formats.cp2k_settings import Settings, find_settings
-from dyntrain.data.formats.frames import check_same_steps, common_length, missing_files, numbers_of, one_cell
+from dyntrain.data.formats.frames import (
+    check_same_steps,
+    common_length,
+    missing_files,
+    numbers_of,
+    older_masses,
+    one_cell,
+)
 from dyntrain.data.formats.text import beside, plain_name, reading
 from dyntrain.data.formats.xyz import XyzFrames, read_xyz
 from dyntrain.data.raw import RawRun
@@ -130,7 +137,7 @@ def _cell(file: Path, stem: str, steps: list[int], settings: Settings) -> FloatA
 
 def _masses(numbers: IntArray, settings: Settings, labels: list[str], notes: list[str]) -> FloatArray:
     """CP2K's own masses: of the log (four decimals), filled up by the older table that CP2K uses."""
-    older = np.array(atomic_masses_legacy[numbers], dtype=np.float64)
+    older = older_masses(labels, numbers)
     for number, label in enumerate(labels):
         older[number] = settings.kind_masses.get(label, older[number])
     if settings.kind_masses:

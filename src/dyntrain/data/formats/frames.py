@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from ase.data import atomic_masses, atomic_numbers
+from ase.data import atomic_masses, atomic_masses_legacy, atomic_numbers
 
 from dyntrain.data.trajectory import FloatArray, IntArray
 from dyntrain.errors import UserError
@@ -38,7 +38,16 @@ def _number_of(label: str, file: Path | str) -> int:
 
 def standard_masses(labels: Sequence[str], numbers: IntArray) -> FloatArray:
     """Standard atomic masses, u [n_atoms]; D and T are the isotopes."""
-    masses = np.array(atomic_masses[numbers], dtype=np.float64)
+    return _with_isotopes(labels, atomic_masses[numbers])
+
+
+def older_masses(labels: Sequence[str], numbers: IntArray) -> FloatArray:
+    """The same from the older table (H 1.00794, O 15.9994) that CP2K and i-PI use."""
+    return _with_isotopes(labels, atomic_masses_legacy[numbers])
+
+
+def _with_isotopes(labels: Sequence[str], elements: FloatArray) -> FloatArray:
+    masses = np.array(elements, dtype=np.float64)
     for number, label in enumerate(labels):
         if label in ("D", "T"):
             masses[number] = _DEUTERIUM if label == "D" else _TRITIUM
@@ -79,8 +88,8 @@ def check_same_steps(file: Path | str, steps: Mapping[str, Sequence[int]], n_fra
         for frame in range(n_frames):
             if found[frame] != expected[frame]:
                 raise UserError(
-                    f"{file}: frame {frame} is step {expected[frame]} in {first} but {found[frame]} in {name}; "
-                    "files must be of one run and written at the same steps."
+                    f"{file}: frame {frame} is step {expected[frame]} in {first} but {found[frame]} in "
+                    f"{name}; the files must be of one run and written at the same steps."
                 )
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 from ase.cell import Cell
-from ase.data import atomic_masses_legacy
 
 from dyntrain.data.formats.frames import (
     check_same_steps,
     common_length,
     missing_files,
     numbers_of,
+    older_masses,
     one_cell,
 )
 from dyntrain.data.formats.text import head_of, plain_name, reading
@@ -102,7 +102,7 @@ def _assemble(file: Path, named: dict[str, Path], properties: Path) -> RawRun:
         pbc=np.full(3, bool(cell.any())),
         atomic_numbers=numbers,
         # i-PI's own table, unless the input sets others: then the check finds the motion too slow or fast.
-        masses=np.array(atomic_masses_legacy[numbers], dtype=np.float64),
+        masses=older_masses(labels, numbers),
         velocities=values.get("velocities"),
         dt_fs=dt_fs,
         breaks=breaks,
@@ -145,7 +145,8 @@ def _unit(quantity: str, name: str, file: Path) -> float:
 
 
 def _cell(comment: str, file: Path) -> FloatArray:
-    match = re.search(r"CELL\(abcABC\):((?:\s+[-+.\dEe]+){6})", comment)
+    number = r"\s+[-+]?\d+\.?\d*(?:[Ee][-+]?\d+)?"
+    match = re.search(rf"CELL\(abcABC\):((?:{number}){{6}})\s", comment)
     unit = re.search(r"cell\{([^}]*)\}", comment)
     if match is None:
         raise UserError(f"{file}: no cell in the comment line {comment.strip()!r}.")

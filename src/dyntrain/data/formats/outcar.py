@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from dyntrain.data.formats.frames import CUT_OFF, missing_files, numbers_of, one_cell
+from dyntrain.data.formats.frames import CUT_OFF, left_out, missing_files, numbers_of, one_cell
 from dyntrain.data.formats.text import Lines, beside, floats, plain_name, reading
 from dyntrain.data.formats.vasprun import read_vasprun
 from dyntrain.data.raw import RawRun
+from dyntrain.data.timestamps import settle_time_stamps
 from dyntrain.data.trajectory import FloatArray, check_cell, check_finite
 from dyntrain.errors import UserError
 
@@ -68,11 +69,14 @@ class _Outcar:
         self.forces: list[FloatArray] = []
         self.cells: list[FloatArray] = []
         self.energies: list[float] = []
+        self.steps: list[int] = []
+        self.step = 0
 
     def take(self, line: str, lines: Lines) -> None:
         if "TOTAL-FORCE (eV/Angst)" in line:
             lines.take(1)
             self.pending = lines.floats(sum(self.counts), count=6)
+            self.step += 1
         elif "free  energy   TOTEN" in line:
             self._frame(float(line.split("=")[1].split()[0]))
         elif "direct lattice vectors" in line:
@@ -112,6 +116,7 @@ class _Outcar:
         self.forces.append(self.pending[:, 3:])
         self.cells.append(self.cell)
         self.energies.append(energy)
+        self.steps.append(self.step)
         self.pending = None
 
     def finish(self, cut: bool) -> RawRun:
@@ -123,6 +128,11 @@ class _Outcar:
             )
         if cut or self.pending is not None:
             self.notes.append(CUT_OFF)
+        if self.potim is None:
+            raise UserError(f"{self.file}: POTIM is missing from its header.")
+        self.notes += left_out(self.step - len(self.steps) - (self.pending is not None))
+        times = [{"time_fs": step * self.potim} for step in self.steps]
+        dt_fs, breaks, time_notes = settle_time_stamps(times, str(self.file))
         labels = np.repeat(self.symbols[: len(self.counts)], self.counts).tolist()
         return RawRun(
             file=str(self.file),
@@ -134,8 +144,9 @@ class _Outcar:
             pbc=np.ones(3, dtype=bool),
             atomic_numbers=numbers_of(labels, self.file),
             masses=np.repeat(self.type_masses[: len(self.counts)], self.counts),
-            dt_fs=self.potim,
-            notes=self.notes,
+            dt_fs=dt_fs,
+            breaks=breaks,
+            notes=self.notes + time_notes,
         )
 
 
