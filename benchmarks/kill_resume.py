@@ -103,12 +103,14 @@ def where_it_was(output: Path, now: float) -> tuple[str, float]:
     return what, now - path.stat().st_mtime
 
 
-def killed_and_resumed(folder: Path, after_s: float, reference: Path) -> Outcome:
+def killed_and_resumed(folder: Path, after_s: float, reference: Path) -> Outcome | None:
+    """None where the training was over before it could be killed."""
     config, output = write_config(folder), folder / "out"
     process = start(config)
     begun(process, output)
     try:
         process.wait(after_s)
+        return None
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -150,11 +152,15 @@ def main() -> None:
         begin = begun(alone, folder / "alone" / "out")
         finish(alone)
         duration = time.monotonic() - begin
-        outcomes = []
-        for number in range(options.kills):
+        outcomes: list[Outcome] = []
+        number = 0
+        while len(outcomes) < options.kills:
+            number += 1
             after_s = chance.uniform(0.0, duration)
-            outcomes.append(killed_and_resumed(folder / str(number), after_s, folder / "alone" / "out"))
-            print(*outcomes[-1], sep="  ", flush=True)
+            outcome = killed_and_resumed(folder / str(number), after_s, folder / "alone" / "out")
+            if outcome is not None:
+                outcomes.append(outcome)
+                print(*outcome, sep="  ", flush=True)
     text = table(outcomes, duration)
     options.output.write_text(text, encoding="utf-8")
     print(text)

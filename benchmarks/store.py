@@ -168,8 +168,8 @@ def table(counts: list[int]) -> str:
         "reading, checking every number and diagnosing, until training could start. *Memory*: the most that "
         "the process took beyond its libraries, pages of the file aside (the system takes those back when it "
         "needs room). *Cold*: the file is not in the system's cache, nothing is read ahead. *Data*: "
-        "share of training (default network, full back-propagation, one CPU core) spent on collating and on asking "
-        "for the next batch (`read_ahead`), cold. "
+        "share of training (default network, full back-propagation, one CPU core) spent on collating and on "
+        "asking for the next batch (`read_ahead`), cold. "
         f"Python {platform.python_version()}, PyTorch {torch.__version__}, {platform.machine()}, one core. "
         f"Made by `python benchmarks/store.py --frames {' '.join(map(str, counts))}`.",
         "",

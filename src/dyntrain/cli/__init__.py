@@ -8,6 +8,7 @@ import typer
 
 from dyntrain.cli.aimd import aimd
 from dyntrain.cli.check import check
+from dyntrain.cli.convert import convert
 from dyntrain.cli.demo import demo
 from dyntrain.cli.evaluate import evaluate
 from dyntrain.cli.md import md
@@ -22,7 +23,7 @@ app = typer.Typer(
     help="Dynamic training of machine-learning interatomic potentials on AIMD.",
 )
 
-for command in (demo, train, check, evaluate, md, aimd, schema):
+for command in (demo, train, check, convert, evaluate, md, aimd, schema):
     app.command()(command)
 
 

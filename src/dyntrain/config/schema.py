@@ -42,6 +42,19 @@ class DataFiles(_Section):
     test: list[str] = Field(default=[], description="runs that training never sees")
 
 
+class KeysConfig(_Section):
+    """Which keys of the files hold what, where their names do not say it."""
+
+    energy: str | None = None
+    forces: str | None = None
+    velocities: str | None = None
+    positions: str | None = None
+    atomic_numbers: str | None = None
+    units: dict[str, str] = Field(
+        default={}, description="quantity → unit, as energy: kcal/mol, velocities: Å/fs"
+    )
+
+
 class ModelConfig(_Section):
     """The network."""
 
@@ -209,6 +222,7 @@ class Config(_Section):
 
     data: Data = Field(description="AIMD files: a list (split automatically) or by split")
     dt: float | None = Field(default=None, gt=0, description="fs between frames, where the files do not say")
+    keys: KeysConfig | None = Field(default=None, description="names and units of the files' keys")
     output: str = Field(default="dyntrain-output", description="folder for everything written")
     seed: int = Field(default=0, ge=0)
     preset: Literal["paper"] | None = Field(default=None, description="paper: the published recipe")

@@ -155,7 +155,7 @@ def about_energies(run: Trajectory, report: RunReport, match: EnergyMatch) -> li
                 "energy_irregular",
                 "info",
                 "likely",
-                f"energy and forces fit far worse than usual at {len(rough)} step(s), first frame {rough[0]}: "
+                f"energy and forces fit far worse than usual at {len(rough)} step(s), first into {rough[0]}: "
                 "loosely converged or damaged numbers",
                 training="they stay as they are",
                 frames=rough,

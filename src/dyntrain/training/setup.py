@@ -12,6 +12,7 @@ from ase.data import chemical_symbols
 from dyntrain.config import Config, DataFiles, PlateauConfig, TruncatedConfig
 from dyntrain.curriculum import Curriculum, PlateauCurriculum, ScheduleCurriculum, Stage
 from dyntrain.data.diagnose import RunReport, usable_runs
+from dyntrain.data.keys import KeyMap
 from dyntrain.data.readers import read_trajectories
 from dyntrain.data.segments import Segments, find_segments
 from dyntrain.data.splits import Split, automatic_split, explicit_split
@@ -29,11 +30,13 @@ from dyntrain.rollout import Adjoint, Backprop, Full, StopGradient, Truncated
 def load_split(config: Config) -> tuple[Split, list[RunReport]]:
     """Read and check all runs, mark the breaks that windows must not cross, and divide them."""
     reports: list[RunReport] = []
+    given = config.keys.model_dump(exclude_none=True) if config.keys is not None else {}
+    keys = KeyMap.from_mapping(given)
 
     def read(paths: Sequence[str]) -> list[Trajectory]:
         if not paths:
             return []
-        runs, found = usable_runs(read_trajectories(paths, config.dt))
+        runs, found = usable_runs(read_trajectories(paths, config.dt, keys))
         reports.extend(found)
         return runs
 

@@ -1,4 +1,4 @@
-"""Coarse steps, fixed atoms and changing cells in training: what the data hold, the roll-outs follow."""
+"""What the data hold, training follows: odd keys, coarse steps, fixed atoms and changing cells."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import Any
 import ase.io
 import numpy as np
 import pytest
+from ase import units
 
 from dyntrain.config import parse_config
+from dyntrain.data.keys import KeyMap
+from dyntrain.data.readers import read_trajectories
 from dyntrain.errors import UserError
 from dyntrain.training import setup
 from dyntrain.units import FS
@@ -57,6 +60,28 @@ def test_fixed_atoms_and_changing_cells_train(tmp_path: Path) -> None:
     assert all(r.fixed_atoms == (0,) and not r.fixed_cell for r in split.train)
     assert run(files, tmp_path / "out").finished is not None
     assert np.isfinite(float(log_rows(tmp_path / "out")[-1]["train_loss"]))
+
+
+def test_odd_keys_and_units_are_named_in_the_configuration(tmp_path: Path) -> None:
+    frames = as_atoms(morse_run(60))
+    plain, odd = tmp_path / "plain.traj", tmp_path / "odd.extxyz"
+    ase.io.write(plain, frames)
+    for atoms in frames:
+        atoms.info["E"] = atoms.get_potential_energy() / (units.kcal / units.mol)
+        atoms.arrays["F"] = atoms.get_forces() / (units.kcal / units.mol)
+        atoms.calc = None
+    ase.io.write(odd, frames)
+    keys = {"energy": "E", "forces": "F", "units": {"energy": "kcal/mol", "forces": "kcal/mol/Å"}}
+    (run_of_odd,), (run_of_plain,) = (
+        read_trajectories([file], None, KeyMap.from_mapping(named))
+        for file, named in ((odd, keys), (plain, {}))
+    )
+    np.testing.assert_allclose(run_of_odd.forces, run_of_plain.forces, atol=1e-6)
+    config = parse_config(small_config([str(odd)], tmp_path / "out", keys=keys))
+    split, _ = setup.load_split(config)
+    np.testing.assert_allclose(split.train[0].energies[0], run_of_plain.energies[0], atol=1e-6)
+    with pytest.raises(UserError, match="the forces seem to be kcal/mol/Å"):
+        setup.load_split(parse_config(small_config([str(odd)], tmp_path / "out")))
 
 
 def held_run(seed: int) -> Any:
