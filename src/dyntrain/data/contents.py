@@ -62,8 +62,8 @@ def _steps_inside(run: Trajectory) -> IntArray:
     return np.flatnonzero(steps)
 
 
-# Energy steps this many times further from −F·Δr than the median step are told of.
-_ROUGH = 30.0
+# Energy steps that miss −F·Δr by so many times the run's median, and that of the steps around, are told of.
+_ROUGH = 20.0
 
 
 class EnergyMatch(NamedTuple):
@@ -96,8 +96,9 @@ def energy_force_match(run: Trajectory) -> EnergyMatch:
     # Where many steps are odd there are no jumps: the energies are simply not those of the forces.
     if odd.sum() > max(3, 0.05 * odd.size):
         odd[:] = False
-    # The error of the mean force over a step is seldom more than ten times its median.
-    rough = ~odd & (misfit > _ROUGH * float(np.median(misfit)))
+    # A smooth run's misfit follows how fast its forces turn: hold each step also against those around it.
+    usual = np.maximum(np.median(misfit), _median_around(misfit))
+    rough = ~odd & (misfit > _ROUGH * usual)
     rough_frames = 1 + steps[rough] if rough.sum() <= max(3, 0.05 * rough.size) else steps[:0]
     jumps, work, change = 1 + steps[odd], work[~odd], change[~odd]
     slope = float((work * change).sum() / (work * work).sum())
@@ -105,6 +106,13 @@ def energy_force_match(run: Trajectory) -> EnergyMatch:
     if not run.fixed_cell and correlation < CLEAR_CORRELATION:
         return EnergyMatch(None, None, ())
     return EnergyMatch(slope, correlation, tuple(jumps.tolist()), tuple(rough_frames.tolist()))
+
+
+def _median_around(x: FloatArray, reach: int = 3) -> FloatArray:
+    """Median of the values up to `reach` before and after each, without it, [n]."""
+    padded = np.concatenate([np.full(reach, np.nan), x, np.full(reach, np.nan)])
+    shifts = [k for k in range(2 * reach + 1) if k != reach]
+    return np.asarray(np.nanmedian([padded[k : k + x.size] for k in shifts], axis=0))
 
 
 def drift(run: Trajectory) -> float | None:
