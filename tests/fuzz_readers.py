@@ -111,7 +111,7 @@ def repeat(data: bytes, random: np.random.Generator) -> bytes:
 
 OUTCOMES = ("refused", "told", "equal", "part", "unseen")
 """Refused in a sentence; read with a finding or note; read as if undamaged; fewer frames, all undamaged;
-a late digit of a number that nothing else in the file contradicts."""
+less than two hundredths of a number's usual size, which the digits of the file cannot contradict."""
 DAMAGES = (flip, truncate, shuffle, odd_number, cut_out, repeat)
 
 
@@ -189,7 +189,7 @@ def outcome(name: str, seed: int, cleans: dict[str, tuple[Path, Trajectory, set[
             return "told"
         if is_part(found, clean):
             return "part"
-        if change_of(found, clean) < 1e-3:
+        if change_of(found, clean) < 2e-2:
             return "unseen"
         return f"{damage.__name__} of {victim.name}: {', '.join(changed)} changed without a word"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from dyntrain.data.raw import RawRun, to_trajectory
 from dyntrain.data.readers import expand_paths, read_trajectories, read_trajectory
 from dyntrain.data.trajectory import Trajectory
 from dyntrain.errors import UserError
-from dyntrain.units import FS
+from dyntrain.units import BOHR, FS, HARTREE
 from made_runs import as_atoms, ase_run, chosen, morse_run
 
 RUN = morse_run(30)
@@ -453,3 +454,16 @@ def test_damaged_bytes_are_refused_told_or_harmless(tmp_path: Path, suffix: str)
             for name in ("positions", "velocities", "forces", "energies")
         )
         assert harmless or report.findings or found.n_frames < clean.n_frames
+
+
+def test_a_contradicted_dt_is_laid_to_masses_or_units() -> None:
+    """Positions and forces of hydrogen told as deuterium, and of a run in bohr or all atomic units."""
+    made = morse_run(200)
+    heavy = np.where(made.atomic_numbers == 1, 2.014, made.masses)
+    with pytest.raises(UserError, match=r"H moves like 1\.008 u, that is natural hydrogen"):
+        to_trajectory(dataclasses.replace(made, masses=heavy))
+    in_bohr = {"positions": made.positions / BOHR, "cell": made.cell / BOHR, "velocities": None}
+    with pytest.raises(UserError, match="the positions seem to be in bohr"):
+        to_trajectory(dataclasses.replace(made, **in_bohr))
+    with pytest.raises(UserError, match="positions and forces seem to be in atomic units"):
+        to_trajectory(dataclasses.replace(made, forces=made.forces * BOHR / HARTREE, **in_bohr))

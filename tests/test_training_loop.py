@@ -36,6 +36,7 @@ def one_length(length: int, epochs: int = 1) -> dict[str, Any]:
 # --- learning -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_learns_and_keeps_the_best_model(data: dict[str, list[str]], tmp_path: Path) -> None:
     changes = {
         "curriculum": {**one_length(1, epochs=6), "lr": 1e-2},
@@ -75,6 +76,7 @@ def test_full_and_adjoint_end_with_the_same_weights(data: dict[str, list[str]], 
     assert any(float((cut[name] - t).abs().max()) > 1e-6 * float(t.abs().max()) for name, t in full.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backprop", ["stop_gradient", {"truncated": 2}, "full", "adjoint"], ids=str)
 def test_every_backprop_learns(backprop: Any, data: dict[str, list[str]], tmp_path: Path) -> None:
     observer = Recorder()

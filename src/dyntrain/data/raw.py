@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from ase.data import atomic_masses, chemical_symbols
 
+from dyntrain.data.masses import masses_advice
 from dyntrain.data.motion import DtFit, fit_dt, moving_atoms, unwrap
 from dyntrain.data.trajectory import (
     DtOrigin,
@@ -35,6 +36,8 @@ EXACT_RESIDUAL = 1e-3
 EXACT_TOLERANCE = 0.01
 # Tables of the elements' masses differ by less than this share, isotopes by more.
 _UNUSUAL_MASS = 0.03
+# Residual with the best dt above which wrong masses are looked for.
+_LEFT_BY_MASSES = 0.03
 # Inferred over stated dt → what is likely wrong. Forces in a unit of x eV make the inferred dt √x too large.
 _DT_FACTORS = {
     1000.0: "dt seems to be given in ps",
@@ -47,6 +50,8 @@ _DT_FACTORS = {
     math.sqrt(0.0433641): "the forces seem to be kcal/mol/Å",
     math.sqrt(0.0103643): "the forces seem to be kJ/mol/Å",
     math.sqrt(0.00103643): "the forces seem to be kJ/mol/nm",
+    math.sqrt(1 / BOHR): "the positions seem to be in bohr",
+    math.sqrt(HARTREE) / BOHR: "positions and forces seem to be in atomic units",
 }
 
 
@@ -152,7 +157,7 @@ def _settle_dt(
     if not (np.isfinite(stated) and stated > 0):
         raise UserError(f"{run.file}: dt must be a positive number of fs, got {stated:g}.")
     if fit is not None:
-        _check_stated_dt(run, stated, fit, by_user=dt_fs is not None)
+        _check_stated_dt(run, positions, stated, fit, by_user=dt_fs is not None)
     if dt_fs is not None and run.dt_fs is not None and abs(dt_fs / run.dt_fs - 1) > 1e-3:
         notes.append(f"dt = {dt_fs:g} fs as you state it; the file's time stamps say {run.dt_fs:g} fs.")
     return stated * FS, "given" if dt_fs is not None else "file"
@@ -197,7 +202,7 @@ def _rounded(dt_fs: float) -> float:
     return short if abs(short / dt_fs - 1) < 1e-4 else dt_fs
 
 
-def _check_stated_dt(run: RawRun, stated: float, fit: DtFit, by_user: bool) -> None:
+def _check_stated_dt(run: RawRun, positions: FloatArray, stated: float, fit: DtFit, by_user: bool) -> None:
     if fit.correlation < -CLEAR_CORRELATION:
         raise UserError(
             f"{run.file}: the forces point against the motion (correlation {fit.correlation:.3f}): the file "
@@ -213,6 +218,9 @@ def _check_stated_dt(run: RawRun, stated: float, fit: DtFit, by_user: bool) -> N
         causes[float(round(ratio))] = saved
     nearest = min(causes, key=lambda factor: abs(ratio / factor - 1))
     likely = causes[nearest] if abs(ratio / nearest - 1) < 0.02 else None
+    # A wrong unit leaves the motion explained by another dt; wrong masses of some elements do not.
+    if likely is None or fit.residual > _LEFT_BY_MASSES:
+        likely = masses_advice(positions, run.forces, run.masses, run.atomic_numbers, stated * FS) or likely
     who = "you state" if by_user else "its time stamps say"
     remedy = "" if by_user else "; `dt` (fs between frames) overrides the time stamps"
     raise UserError(

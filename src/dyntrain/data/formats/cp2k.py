@@ -21,7 +21,7 @@ from dyntrain.data.formats.text import beside, plain_name, reading
 from dyntrain.data.formats.xyz import XyzFrames, read_xyz
 from dyntrain.data.raw import RawRun
 from dyntrain.data.timestamps import settle_time_stamps
-from dyntrain.data.trajectory import FloatArray, IntArray
+from dyntrain.data.trajectory import FloatArray, IntArray, check_cell
 from dyntrain.errors import UserError
 from dyntrain.units import AUT, BOHR, HARTREE
 
@@ -82,7 +82,7 @@ def _assemble(file: Path, named: dict[str, XyzFrames], settings: Settings, stem:
         positions=positions.values[:n_frames],
         forces=forces.values[:n_frames] * (HARTREE / BOHR),
         energies=np.array(energies) * HARTREE,
-        cell=_cell(file, stem, first_steps, settings),
+        cell=_cell(file, stem, first_steps, settings, notes),
         pbc=settings.periodic,
         atomic_numbers=numbers,
         masses=_masses(numbers, settings, positions.labels, notes),
@@ -122,7 +122,7 @@ def _times_and_energies(
         raise UserError(f"{file}: a time or energy in the comment lines is no number ({error}).") from error
 
 
-def _cell(file: Path, stem: str, steps: list[int], settings: Settings) -> FloatArray:
+def _cell(file: Path, stem: str, steps: list[int], settings: Settings, notes: list[str]) -> FloatArray:
     if (path := beside(file, f"{stem}.cell")) is not None:
         with reading(path, "a CP2K .cell file") as lines:
             rows = [line.split() for line in lines if line.strip() and not line.lstrip().startswith("#")]
@@ -132,6 +132,9 @@ def _cell(file: Path, stem: str, steps: list[int], settings: Settings) -> FloatA
     if settings.cell is None:
         needed = [f"{stem}.cell, the input (.inp, .restart) or the log (.out, .log)"]
         raise missing_files(file, needed, "the cell is in none of the trajectory files")
+    check_cell(settings.cell, settings.periodic, str(file), 0)
+    lengths = ", ".join(f"{length:.6g}" for length in np.linalg.norm(settings.cell, axis=1))
+    notes.append(f"No {stem}.cell: the cell ({lengths} Å) is that of the input or log.")
     return settings.cell
 
 
