@@ -20,7 +20,7 @@ from dyntrain.neighbors import NeighborList
 from dyntrain.potential import Conservative
 from dyntrain.rollout import Adjoint, Backprop, Full, StopGradient
 from dyntrain.state import State
-from dyntrain.training.processes import start_processes, sum_over
+from dyntrain.training.processes import end_processes, start_processes, sum_over
 from dyntrain.training.step import StepResult, loss_and_gradient, sum_gradients, sum_results
 from made_runs import morse_trajectory
 
@@ -101,3 +101,4 @@ if __name__ == "__main__":
     found = {name: compared(fabric, name) for name in CASES}
     if fabric.global_rank == 0:
         Path(sys.argv[1]).write_text(json.dumps(found), encoding="utf-8")
+    end_processes(fabric)

@@ -23,7 +23,14 @@ from dyntrain.training.folder import RunFolder
 from dyntrain.training.learner import Learner
 from dyntrain.training.logs import MetricLogger, open_loggers
 from dyntrain.training.observer import Observer, Silent
-from dyntrain.training.processes import from_first, max_over, start_processes, sum_over, together
+from dyntrain.training.processes import (
+    end_processes,
+    from_first,
+    max_over,
+    start_processes,
+    sum_over,
+    together,
+)
 from dyntrain.training.sampling import Sampler
 from dyntrain.training.signals import StopSignals
 from dyntrain.training.step import StepResult, loss_and_gradient, sum_gradients, sum_results
@@ -65,10 +72,13 @@ def train(
     """
     begun = time.perf_counter()
     fabric = start_processes(config, devices, num_nodes)
-    folder = RunFolder(Path(config.output))
-    from_first(fabric, folder.make)
-    with folder.locked():
-        return _Run(config, fabric, folder, observer or Silent(), begun).train()
+    try:
+        folder = RunFolder(Path(config.output))
+        from_first(fabric, folder.make)
+        with folder.locked():
+            return _Run(config, fabric, folder, observer or Silent(), begun).train()
+    finally:
+        end_processes(fabric)
 
 
 class _Run:

@@ -40,6 +40,12 @@ def start_processes(config: Config, devices: int, num_nodes: int) -> Fabric:
     return fabric
 
 
+def end_processes(fabric: Fabric) -> None:
+    """Part the processes: left to the interpreter's exit, gloo's threads can abort it."""
+    if fabric.world_size > 1 and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def together(fabric: Fabric, action: Callable[[], T]) -> T:
     """Each process's own result of ``action``; a UserError of any of them ends all, told by the first.
 
