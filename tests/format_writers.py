@@ -6,11 +6,18 @@ from pathlib import Path
 
 import numpy as np
 from ase.data import chemical_symbols
+from ase.stress import voigt_6_to_full_3x3_stress
 
 from dyntrain.data.raw import RawRun
-from dyntrain.units import AUT, BOHR, FS, HARTREE
+from dyntrain.units import AUT, BOHR, FS, HARTREE, KBAR
 
 RYDBERG = HARTREE / 2
+
+
+def pressure(run: RawRun, frame: int) -> np.ndarray:
+    """The tensor that codes print, −σ, [3, 3] eV/Å³."""
+    assert run.stress is not None
+    return -np.asarray(voigt_6_to_full_3x3_stress(run.stress[frame]))
 
 
 def symbols(run: RawRun) -> list[str]:
@@ -62,6 +69,8 @@ def write_vasprun(folder: Path, run: RawRun, *, selective: list[str] | None = No
         ]
         text += ["  </energy>\n </scstep>\n", structure.format("", cell, v_rows(fractions[k]), "")]
         text += [f' <varray name="forces" >\n{v_rows(run.forces[k])} </varray>\n']
+        if run.stress is not None:
+            text += [f' <varray name="stress" >\n{v_rows(pressure(run, k) / KBAR)} </varray>\n']
         text += [f' <energy>\n  <i name="e_fr_energy">{run.energies[k]:16.8f} </i>\n']
         text += [f'  <i name="e_0_energy">{0:16.8f} </i>\n </energy>\n</calculation>\n']
     file = folder / "vasprun.xml"
@@ -87,6 +96,13 @@ def write_outcar(folder: Path, run: RawRun, *, incar_masses: list[float] | None 
     for k, (r, f, energy) in enumerate(zip(run.positions, run.forces, run.energies, strict=True)):
         text += [f"{'-' * 41} Iteration {k + 1:4d}(   1)  {'-' * 39}\n"]
         text += [f"  free energy    TOTEN  = {energy + 1:18.8f} eV\n"]
+        if run.stress is not None:
+            (xx, xy, zx), (_, yy, yz), (_, _, zz) = pressure(run, k) / KBAR
+            columns = "".join(f"{x:12.5f}" for x in (xx, yy, zz, xy, yz, zx))
+            text += [
+                f"  Total  {columns}\n  in kB  {columns}\n",
+                f"  Total+kin. {columns.replace('1', '9')}\n",
+            ]
         text += ["      direct lattice vectors                 reciprocal lattice vectors\n"]
         text += ["".join(f"{x:13.9f}" for x in (*row, 0.05, 0, 0)) + "\n" for row in run.cell]
         text += [
@@ -221,6 +237,13 @@ def write_pwscf(folder: Path, run: RawRun, unit: str = "alat") -> Path:
             xyz = "".join(f"{x:14.8f}" for x in row)
             text += [f"     atom {number + 1:4d} type  1   force = {xyz}\n"]
         text += ["\n     Total force =     0.057069     Total SCF correction =     0.000004\n\n"]
+        if run.stress is not None:
+            tensor = pressure(run, k)
+            text += ["     Computing stress (Cartesian axis) and pressure\n\n"]
+            text += ["          total   stress  (Ry/bohr**3)                   (kbar)     P=        1.23\n"]
+            for row in tensor:
+                atomic = "".join(f"{x / (RYDBERG / BOHR**3):14.8f}" for x in row)
+                text += [atomic + "".join(f"{x / KBAR:14.2f}" for x in row) + "\n"]
         if k == 0:
             text += ["     Molecular Dynamics Calculation\n     mass C                =    12.01\n"]
             text += [f"     Time step             = {steps:8.2f} a.u., {run.dt_fs:7.4f} femto-seconds\n\n"]

@@ -9,8 +9,9 @@ import pytest
 import torch
 from ase import Atoms, units
 from ase.build import bulk, molecule
-from ase.calculators.fd import calculate_numerical_forces
+from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
 from ase.calculators.lj import LennardJones as AseLennardJones
+from ase.filters import FrechetCellFilter
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
 
@@ -64,6 +65,27 @@ def test_agrees_with_ases_own_lennard_jones() -> None:
     smooth = (1 - (3.7 / 6.0) ** 2) ** 4
     plain = AseLennardJones(epsilon=0.0104, sigma=3.40, rc=100.0)
     assert atoms.get_potential_energy() == pytest.approx(plain.get_potential_energy(atoms) * smooth, rel=1e-6)
+
+
+def test_the_stress_is_ases_finite_difference(model: Path) -> None:
+    crystal = argon()
+    crystal.calc = Calculator(LJ)
+    water = molecule("H2O", cell=[[3.1, 0, 0], [0.4, 3.0, 0], [0, 0.2, 3.3]], pbc=True)
+    water.calc = Calculator(model)
+    for atoms in (crystal, water):
+        numerical = calculate_numerical_stress(atoms, eps=1e-5)
+        assert np.abs(numerical).max() > 5e-5
+        np.testing.assert_allclose(atoms.get_stress(), numerical, atol=1e-8)
+    water.pbc = [True, True, False]
+    with pytest.raises(UserError, match="not periodic in all directions"):
+        water.get_stress()
+
+
+def test_a_crystal_relaxes_to_its_equilibrium_volume() -> None:
+    atoms = bulk("Ar", "fcc", a=5.5)
+    atoms.calc = Calculator(LJ)
+    BFGS(FrechetCellFilter(atoms), logfile=None).run(fmax=1e-4, steps=100)
+    assert np.abs(atoms.get_stress()).max() < 1e-5
 
 
 def test_is_right_whatever_changes_between_calls() -> None:

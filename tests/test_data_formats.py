@@ -5,11 +5,14 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import re
 from pathlib import Path
 from typing import Any
 
+import ase.io
 import numpy as np
 import pytest
+from ase.stress import voigt_6_to_full_3x3_stress
 from ase.units import kcal, mol
 
 from array_writers import WRITERS, write_dialect
@@ -20,6 +23,7 @@ from dyntrain.data.formats.table import find_format
 from dyntrain.data.formats.vasprun import read_vasprun
 from dyntrain.data.keys import KeyMap
 from dyntrain.data.readers import expand_paths, read_trajectory
+from dyntrain.data.store import write_store
 from dyntrain.errors import UserError
 from dyntrain.units import BOHR, FS, HARTREE
 from format_writers import (
@@ -31,7 +35,7 @@ from format_writers import (
     write_vasprun,
     write_xdatcar,
 )
-from made_runs import chosen, morse_run
+from made_runs import as_atoms, chosen, morse_run
 
 RUN = morse_run(20, dt_fs=0.5)
 DATA = Path(__file__).parent / "data"
@@ -137,6 +141,57 @@ def test_a_real_ipi_run() -> None:
 
 
 # VASP
+
+
+STRESS = np.random.default_rng(5).normal(scale=0.05, size=(RUN.positions.shape[0], 6))
+
+
+@pytest.mark.parametrize(
+    ("write", "digits"), [(write_vasprun, 1e-9), (write_outcar, 1e-8), (write_pwscf, 1e-6)], ids=str
+)
+def test_the_stress_has_ases_sign_order_and_unit(tmp_path: Path, write: Any, digits: float) -> None:
+    """Codes print −σ in kbar or Ry/bohr³; all but the last test of the sign would pass with σ."""
+    file = write(tmp_path, chosen(RUN, slice(None), stress=STRESS))
+    found = read_trajectory(file)
+    np.testing.assert_allclose(found.stress, STRESS, rtol=0, atol=digits)
+    if write is not write_pwscf:  # ASE's own reader agrees (that of pw.x needs more of the output)
+        (first, *_) = ase.io.read(file, ":2")
+        np.testing.assert_allclose(found.stress[0], first.get_stress(), rtol=0, atol=digits)
+    assert read_trajectory(write(tmp_path, RUN)).stress is None
+
+
+def test_the_stress_of_ase_files_and_of_a_key(tmp_path: Path) -> None:
+    frames = as_atoms(RUN)
+    for atoms, stress in zip(frames, STRESS, strict=True):
+        atoms.calc.results["stress"] = stress
+        atoms.info["dft_stress"] = 2 * voigt_6_to_full_3x3_stress(stress)
+    for name in ("run.traj", "run.extxyz"):
+        ase.io.write(tmp_path / name, frames)
+        np.testing.assert_allclose(read_trajectory(tmp_path / name).stress, STRESS, atol=1e-8)
+    named = read_trajectory(tmp_path / "run.extxyz", keys=KeyMap(stress="dft_stress"))
+    np.testing.assert_allclose(named.stress, 2 * STRESS, atol=1e-8)
+    with pytest.raises(UserError, match="frame 0 has no `other_stress`, where its stress should be"):
+        read_trajectory(tmp_path / "run.extxyz", keys=KeyMap(stress="other_stress"))
+
+
+def test_the_stride_is_read_where_the_file_tells_it(tmp_path: Path) -> None:
+    for name in ("outcar", "pwscf", "cp2k", "cpx", "ipi", "h5md"):
+        assert read_trajectory(WRITERS[name](tmp_path, RUN)).stride == 1, name
+    for name in ("vasprun", "traj", "extxyz", "aims"):
+        assert read_trajectory(WRITERS[name](tmp_path, RUN)).stride is None, name
+    every_fifth = as_atoms(chosen(RUN, slice(None, None, 5), dt_fs=2.5))
+    for k, atoms in enumerate(every_fifth):
+        atoms.info["step"] = 100 + 5 * k
+    ase.io.write(tmp_path / "fifth.extxyz", every_fifth)
+    found = read_trajectory(tmp_path / "fifth.extxyz")
+    assert found.stride == 5
+    write_store([found], tmp_path / "store.h5")
+    assert read_trajectory(tmp_path / "store.h5").stride == 5
+    cp2k = write_cp2k(tmp_path, RUN, "strided")
+    for file in tmp_path.glob("strided-*.xyz"):  # i = 0, 10, 20 …
+        file.write_text(re.sub(r"i =(\s+)(\d+)", lambda m: f"i ={m[1]}{m[2]}0", file.read_text()))
+    (tmp_path / "strided-1.ener").unlink()
+    assert read_trajectory(cp2k).stride == 10
 
 
 def test_xdatcar_gives_its_digits_to_the_outcar(tmp_path: Path) -> None:

@@ -16,12 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dyntrain.data.diagnose import diagnose
+from dyntrain.data.formats.frames import restated_masses
+from dyntrain.data.keys import KeyMap
 from dyntrain.data.raw import RawRun, to_trajectory
 from dyntrain.data.readers import expand_paths, read_trajectories, read_trajectory
+from dyntrain.data.store import write_store
 from dyntrain.data.trajectory import Trajectory
 from dyntrain.errors import UserError
 from dyntrain.units import BOHR, FS, HARTREE
-from made_runs import as_atoms, ase_run, chosen, morse_run
+from made_runs import MASSES, as_atoms, ase_run, chosen, morse_run
 
 RUN = morse_run(30)
 
@@ -131,6 +134,48 @@ def test_the_papers_layout_with_other_numbers_is_refused(tmp_path: Path) -> None
         (tmp_path / "velall-0").write_text(text)
         with pytest.raises(UserError, match=sentence):
             read_trajectory(file)
+
+
+def test_keys_count_in_the_papers_layout_too(tmp_path: Path) -> None:
+    file = paper_layout(tmp_path, 0, RUN)
+    kcal = 23.060548
+    scaled = read_trajectory(file, keys=KeyMap(units={"energy": "kcal/mol"}))
+    np.testing.assert_allclose(scaled.energies * kcal, RUN.energies, rtol=1e-6)
+    with pytest.raises(UserError, match="its velocities are those of velall-0, fractions of the cell a step"):
+        read_trajectory(file, keys=KeyMap(units={"velocities": "Å/fs"}))
+
+
+# Masses
+
+
+def test_masses_of_the_user_take_the_place_of_the_files(tmp_path: Path) -> None:
+    file = written(tmp_path / "run.traj")
+    found = read_trajectory(file, keys=KeyMap.from_mapping({"masses": {"H": 1.00794, "N": 14.0}}))
+    np.testing.assert_allclose(found.masses, [12.011, 1.00794, 15.999, 1.00794])
+    assert "Masses as you state them: H 1.00794 u, N 14 u." in found.notes
+    of_file = np.array([12.0, 1.008, 2.01, 3.02])
+    isotopes = restated_masses(np.array([6, 1, 1, 1]), of_file, {"H": 1.0, "D": 2.0, "T": 3.0})
+    assert isotopes.tolist() == [12.0, 1.0, 2.0, 3.0]
+    for wrong, sentence in [
+        ({"Hh": 1.0}, "keys.masses: unknown key `Hh`"),
+        ({"H": -1}, "should be a mass in u"),
+    ]:
+        with pytest.raises(UserError, match=sentence):
+            KeyMap.from_mapping({"masses": wrong})
+    write_store([found], tmp_path / "store.h5")
+    with pytest.raises(UserError, match="is stored with its masses; convert again to change them"):
+        read_trajectory(tmp_path / "store.h5", keys=KeyMap(masses={"H": 1.0}))
+
+
+def test_the_right_masses_mend_a_run_of_deuterium(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MASSES, 1, 2.014)
+    deuterated = morse_run(60, numbers=(1, 1, 8, 1))
+    said = chosen(deuterated, slice(None), masses=np.array([1.008, 1.008, 15.999, 1.008]))
+    file = written(tmp_path / "run.traj", said, momenta=False)
+    with pytest.raises(UserError, match="deuterium"):
+        read_trajectory(file)
+    ratio = diagnose(read_trajectory(file, keys=KeyMap(masses={"H": 2.014}))).kick_ratio
+    assert ratio is not None and ratio < 1e-6
 
 
 # Paths

@@ -244,3 +244,15 @@ def test_splits_that_cannot_be_are_refused() -> None:
         split_by_run([first, second], 1.5)
     with pytest.raises(UserError, match="made_4, held out, has O, which no training run has"):
         explicit_split([morse_trajectory(5, numbers=(6, 1))], [morse_trajectory(5, numbers=(8, 1), seed=4)])
+
+
+def test_zero_forces_of_fixed_atoms_are_marked_as_not_recorded() -> None:
+    free, held = morse_trajectory(10), morse_trajectory(10, seed=1)
+    forces = held.forces.copy()
+    forces[:, 1:3] = 0.0
+    held = held.replace(fixed_atoms=(1, 3), forces=forces)
+    assert (free.unlabelled_atoms, held.unlabelled_atoms) == ((), (1,))
+    targets = collate([Segment(0, 0, 2), Segment(1, 0, 2)], [free, held]).targets
+    assert targets.unlabelled is not None
+    assert targets.unlabelled.tolist() == [False] * 5 + [True, False, False]
+    assert collate([Segment(0, 0, 2)], [free]).targets.unlabelled is None

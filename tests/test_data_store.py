@@ -50,6 +50,15 @@ def test_runs_come_back_bit_for_bit(tmp_path: Path) -> None:
     assert [run.file for run in found] == [str(file), *(f"{file}#run_{k}" for k in (1, 2, 3))]
 
 
+def test_a_stress_is_kept(tmp_path: Path) -> None:
+    stressed = RUN.replace(stress=np.random.default_rng(0).normal(size=(40, 6)))
+    write_store([stressed, RUN], tmp_path / "runs.h5")
+    one, other = read_runs(tmp_path / "runs.h5")
+    same(one, stressed)
+    assert other.stress is None
+    assert np.array_equal(one.slice(5, 9).stress, stressed.stress[5:9])
+
+
 def test_the_arrays_are_views_of_the_file(tmp_path: Path) -> None:
     write_store([RUN], tmp_path / "run.h5")
     (run,) = open_store(tmp_path / "run.h5")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -37,6 +39,31 @@ def no_targets(state: State, length: int = 1) -> Targets:
 
 def numbers(rows: list[list[float]]) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
+
+
+def test_the_stress_by_hand() -> None:
+    term = Term("stress", weight=2.0)
+    loss = Loss([Term("forces"), term])
+    assert (loss.stress_term(1), loss.stress_term(2)) == (term, None)
+    reference = numbers([[1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 6]])
+    targets = replace(no_targets(BOTH), stress=reference[None])
+    stress = torch.zeros(2, 6, dtype=torch.float64)
+    whole, part = frame(BOTH), frame(CH, systems=[1])
+    assert float(loss.at_stress(term, stress, whole, targets, counts(BOTH))) == pytest.approx(2 * 7 / 12)
+    # Where a system has burst, the rest keeps its weight in the whole batch.
+    assert float(loss.at_stress(term, stress[:1], part, targets, counts(BOTH))) == pytest.approx(1.0)
+    assert set(loss.at(whole, targets, BOTH, counts(BOTH), 1)) == {"forces"}
+
+
+def test_forces_that_were_not_recorded_teach_nothing() -> None:
+    missing = replace(no_targets(BOTH), unlabelled=torch.tensor([False, False, True, False]))
+    for term, value in ((Term("forces"), 2.5 / 4), (Term("forces", per_element=True), 2.5 / 3)):
+        parts = Loss([term]).at(frame(BOTH, forces=FORCES), missing, BOTH, counts(BOTH), 1)
+        assert float(parts["forces"]) == pytest.approx(value)
+    left = Loss([Term("forces")]).at(
+        frame(CH, systems=[1], forces=FORCES[2:]), missing, BOTH, counts(BOTH), 1
+    )
+    assert float(left["forces"]) == pytest.approx(0.5 / 4)
 
 
 FORCES = numbers([[3, 0, 0], [0, -3, 0], [6, 6, 0], [0, 0, 1.5]])

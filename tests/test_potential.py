@@ -7,13 +7,17 @@ import math
 import numpy as np
 import pytest
 import torch
+from ase.stress import voigt_6_to_full_3x3_stress
 from torch import Tensor
 
+from dyntrain.errors import UserError
 from dyntrain.models.analytic import Harmonic, LennardJones, Morse
+from dyntrain.models.egnn import EGNN
+from dyntrain.models.files import set_precision
 from dyntrain.neighbors import NeighborList, neighbor_list, pair_vectors
 from dyntrain.potential import Conservative, EnergyModel, Prediction
 from dyntrain.state import State, concatenate
-from systems import argon_cluster, hydrogen
+from systems import argon_cluster, argon_crystal, hydrogen
 
 
 def predict(model: EnergyModel, state: State) -> Prediction:
@@ -99,3 +103,79 @@ def test_a_model_that_detaches_its_input_is_refused(trained: bool) -> None:
     model = _Detaching(torch.tensor([2.0], dtype=torch.float64)).requires_grad_(trained)
     with pytest.raises(ValueError, match=r"energy of _Detaching does not depend on state\.positions"):
         predict(model, hydrogen())
+
+
+# --- stress -----------------------------------------------------------------------------------------------
+
+
+def network() -> EGNN:
+    torch.manual_seed(0)
+    model = EGNN([18], cutoff=5.0, width=8, n_channels=4, n_radial=4)
+    set_precision(model, "float64")
+    return model
+
+
+def stress(model: EnergyModel, state: State) -> Tensor:
+    return Conservative(model).stress(state, neighbor_list(state, model.cutoff))
+
+
+def strained(state: State, strain: Tensor) -> State:
+    deformation = torch.eye(3, dtype=torch.float64) + strain
+    return state.replace(positions=state.positions @ deformation, cell=state.cell @ deformation)
+
+
+SHEAR = torch.tensor([[0.0, 0.1, 0.0], [0.0, -0.1, 0.05], [0.0, 0.0, 0.0]], dtype=torch.float64)
+CRYSTAL = strained(argon_crystal(), SHEAR)
+
+
+@pytest.mark.parametrize("model", [LennardJones(cutoff=6.0), network()], ids=["lj", "egnn"])
+def test_the_stress_is_the_energys_change_with_strain_by_volume(model: EnergyModel) -> None:
+    found = stress(model, CRYSTAL).detach()
+    volume = float(torch.linalg.det(CRYSTAL.cell[0]).abs())
+    for component, (x, y) in enumerate([(0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1)]):
+        energies = []
+        for size in (1e-4, -1e-4):
+            strain = torch.zeros(3, 3, dtype=torch.float64)
+            strain[x, y] += size / 2
+            strain[y, x] += size / 2
+            energies.append(float(predict(model, strained(CRYSTAL, strain)).energy.detach()))
+        expected = (energies[0] - energies[1]) / 2e-4 / volume
+        assert float(found[0, component]) == pytest.approx(expected, abs=1e-5 * float(found.abs().max()))
+    assert float(found.abs().min()) > 1e-3 * float(found.abs().max())
+
+
+def test_the_stress_turns_with_the_crystal() -> None:
+    turn = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64, generator=torch.manual_seed(3)))[0]
+    turned = CRYSTAL.replace(positions=CRYSTAL.positions @ turn, cell=CRYSTAL.cell @ turn)
+    one, other = (
+        voigt_6_to_full_3x3_stress(stress(network(), s)[0].detach().numpy()) for s in (CRYSTAL, turned)
+    )
+    np.testing.assert_allclose(other, turn.T.numpy() @ one @ turn.numpy(), atol=1e-10)
+
+
+def test_the_stress_of_a_batch_is_that_of_each_system() -> None:
+    other = strained(argon_crystal(seed=4), 0.02 * torch.eye(3, dtype=torch.float64))
+    both = stress(network(), concatenate([CRYSTAL, other]))
+    torch.testing.assert_close(both, torch.cat([stress(network(), s) for s in (CRYSTAL, other)]))
+
+
+def test_the_stress_trains() -> None:
+    """The gradient of a function of the stress, beside finite differences of one weight."""
+    model = network()
+    weight = next(p for p in model.parameters() if p.ndim == 2)
+    value = (stress(model, CRYSTAL) ** 2).sum()
+    (gradient,) = torch.autograd.grad(value, weight)
+    values = []
+    for size in (1e-5, -1e-5):
+        with torch.no_grad():
+            weight[0, 0] += size
+            values.append(float((stress(model, CRYSTAL) ** 2).sum()))
+            weight[0, 0] -= size
+    assert float(gradient[0, 0]) == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-5)
+    with torch.no_grad():
+        assert not stress(model, CRYSTAL).requires_grad
+
+
+def test_a_system_without_volume_has_no_stress() -> None:
+    with pytest.raises(UserError, match=r"system 1 is not periodic in all directions .* no stress"):
+        stress(LennardJones(cutoff=6.0), concatenate([CRYSTAL, argon_cluster(4)]))

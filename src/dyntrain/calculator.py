@@ -17,7 +17,7 @@ from dyntrain.state import State
 
 
 class Calculator(AseCalculator):
-    """Energy (eV) and forces (eV/Å) of a trained model for anything ASE does with them.
+    """Energy (eV), forces (eV/Å) and stress (eV/Å³, of periodic systems) of a trained model, for ASE.
 
     The neighbour list is kept between calls and made again when an atom has moved half a skin, or when
     the atoms, the cell or pbc have changed.
@@ -29,10 +29,11 @@ class Calculator(AseCalculator):
         kwargs: passed on to ``ase.calculators.calculator.Calculator``.
 
     Raises:
-        UserError: the file holds no model of ours, or the structure an element the model does not know.
+        UserError: the file holds no model of ours, the structure an element the model does not know, or
+            a stress is asked for where not all directions are periodic.
     """
 
-    implemented_properties = ["energy", "free_energy", "forces"]  # noqa: RUF012 (ASE's own convention)
+    implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012 (ASE's own)
 
     def __init__(
         self, model: Potential | Path | str, device: str | None = None, *, skin: float = 1.0, **kwargs: Any
@@ -60,10 +61,14 @@ class Calculator(AseCalculator):
         super().calculate(atoms, properties, system_changes)
         state = State.from_ase(self.atoms).to(self._device)
         with torch.no_grad():
-            energy, forces = self.potential(state, self.neighbors(state))
+            neighbors = self.neighbors(state)
+            energy, forces = self.potential(state, neighbors)
+            stress = self.potential.stress(state, neighbors)[0] if "stress" in properties else None
         self.results = {
             "energy": float(energy[0]),
             # No smearing: nothing sets the free energy apart from the energy.
             "free_energy": float(energy[0]),
             "forces": forces.cpu().numpy(),
         }
+        if stress is not None:
+            self.results["stress"] = stress.cpu().numpy()

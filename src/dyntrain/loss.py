@@ -14,7 +14,7 @@ from dyntrain.rollout import Frame
 from dyntrain.state import State
 
 Kind = Literal["l1", "l2", "huber"]
-Quantity = Literal["forces", "energy", "positions", "velocities"]
+Quantity = Literal["forces", "energy", "positions", "velocities", "stress"]
 
 _N_ELEMENTS = 119
 
@@ -24,7 +24,8 @@ class Term:
     """One term of the loss.
 
     quantity:    what is compared: forces (eV/Å), energy (eV per atom), positions (Å), velocities
-                 (Å/ASE time); the last two are zero at step 0 by construction
+                 (Å/ASE time), stress (eV/Å³, only while S = 1: it is not the roll-out that teaches it);
+                 positions and velocities are zero at step 0 by construction
     kind:        mean |Δ|, mean Δ² or mean Huber(Δ; delta) over components
     per_element: mean over each element's atoms first, then the sum over elements (METHOD: so that two H
                  weigh as much as 49 C)
@@ -93,12 +94,23 @@ class Loss:
         self.step_weights = step_weights or StepWeights()
 
     def active_terms(self, segment_length: int) -> list[Term]:
-        return [t for t in self.terms if segment_length == 1 or not t.only_single_frames]
+        return [
+            t
+            for t in self.terms
+            if segment_length == 1 or not (t.only_single_frames or t.quantity == "stress")
+        ]
+
+    def stress_term(self, segment_length: int = 1) -> Term | None:
+        """The term of the stress, where it counts."""
+        return next((t for t in self.active_terms(segment_length) if t.quantity == "stress"), None)
 
     def at(
         self, frame: Frame, targets: Targets, start: State, totals: Tensor, segment_length: int
     ) -> dict[str, Tensor]:
         """This step's part of the loss by term, weights included; their sum is to be differentiated.
+
+        A stress, which frames do not hold, is left to ``at_stress``. Forces that were not recorded count as
+        if they were right.
 
         Args:
             frame: of a roll-out begun at ``start``.
@@ -112,6 +124,8 @@ class Loss:
         atoms = slice(None) if whole else start.atoms_of(frame.systems)
         parts: dict[str, Tensor] = {}
         for term in self.active_terms(segment_length):
+            if term.quantity == "stress":
+                continue
             if term.quantity == "energy":
                 reference = targets.energies[frame.step][frame.systems]
                 delta = (frame.prediction.energy - reference) / frame.state.n_atoms_per_system()
@@ -123,9 +137,24 @@ class Loss:
                     "velocities": frame.state.velocities,
                 }[term.quantity]
                 reference = getattr(targets, term.quantity)[frame.step][atoms]
-                value = self._mean_over_atoms(found - reference, frame.state, totals, term)
+                delta = found - reference
+                if term.quantity == "forces" and targets.unlabelled is not None:
+                    delta = delta.masked_fill(targets.unlabelled[atoms, None], 0.0)
+                value = self._mean_over_atoms(delta, frame.state, totals, term)
             parts[term.quantity] = weight * term.weight * value
         return parts
+
+    @staticmethod
+    def at_stress(term: Term, stress: Tensor, frame: Frame, targets: Targets, totals: Tensor) -> Tensor:
+        """The stress's part of the loss, weight included: mean over the six components and all systems.
+
+        Args:
+            stress: of the frame's systems, [n_systems, 6] eV/Å³.
+        """
+        if targets.stress is None:
+            raise ValueError("a loss of the stress needs runs with a stress")
+        delta = stress - targets.stress[frame.step][frame.systems]
+        return term.weight * _deviation(delta, term).mean(-1).sum() / totals[-1]
 
     @staticmethod
     def _mean_over_atoms(delta: Tensor, state: State, totals: Tensor, term: Term) -> Tensor:

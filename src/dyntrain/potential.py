@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from dyntrain.errors import UserError
 from dyntrain.neighbors import NeighborList
 from dyntrain.state import State
 
@@ -24,9 +25,11 @@ class Potential(nn.Module, ABC):
 
     Attributes:
         cutoff: the neighbour list must hold every pair closer than this, Å.
+        conservative: whether the forces are derivatives of the energy.
     """
 
     cutoff: float
+    conservative: ClassVar[bool] = True
 
     @property
     def elements(self) -> tuple[int, ...] | None:
@@ -36,6 +39,16 @@ class Potential(nn.Module, ABC):
     @abstractmethod
     def forward(self, state: State, neighbors: NeighborList) -> Prediction:
         """Energy and forces of every system of the batch."""
+
+    def stress(self, state: State, neighbors: NeighborList) -> Tensor:
+        """Stress of every system, [n_systems, 6] eV/Å³, as ASE has it: xx, yy, zz, yz, xz, xy; σ = 1/V ∂E/∂ε.
+
+        Positive where the cell wants to shrink; the motion of the atoms adds nothing to it.
+
+        Raises:
+            UserError: a potential that has none, or a system that is not periodic in all directions.
+        """
+        raise UserError(f"{type(self).__name__} gives no stress, only energies and forces.")
 
 
 class EnergyModel(nn.Module, ABC):
@@ -82,16 +95,45 @@ class Conservative(Potential):
                 positions = positions.detach().requires_grad_()
             energy = self.energy_model(state.replace(positions=positions), neighbors)
             if not energy.requires_grad:
-                raise ValueError(_DETACHED.format(name=type(self.energy_model).__name__))
+                raise UserError(_DETACHED.format(name=type(self.energy_model).__name__))
             (gradient,) = torch.autograd.grad(
                 energy.sum(), positions, create_graph=keep_graph, allow_unused=True
             )
         if gradient is None:
-            raise ValueError(_DETACHED.format(name=type(self.energy_model).__name__))
+            raise UserError(_DETACHED.format(name=type(self.energy_model).__name__))
         return Prediction(energy if keep_graph else energy.detach(), -gradient)
+
+    def stress(self, state: State, neighbors: NeighborList) -> Tensor:
+        keep_graph = torch.is_grad_enabled()
+        volumes = _volumes(state)
+        with torch.enable_grad():
+            strain = torch.zeros_like(state.cell, requires_grad=True)
+            # The symmetric part alone: a rotation is no strain.
+            deformation = torch.eye(3, dtype=strain.dtype, device=strain.device) + 0.5 * (strain + strain.mT)
+            positions = torch.einsum("ax,axy->ay", state.positions, deformation[state.system_idx])
+            strained = state.replace(positions=positions, cell=state.cell @ deformation)
+            energy = self.energy_model(strained, neighbors)
+            if not energy.requires_grad:
+                raise UserError(_DETACHED.format(name=type(self.energy_model).__name__))
+            (gradient,) = torch.autograd.grad(energy.sum(), strain, create_graph=keep_graph)
+        return gradient[:, _VOIGT[0], _VOIGT[1]] / volumes[:, None]
+
+
+_VOIGT = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])
+
+
+def _volumes(state: State) -> Tensor:
+    """Volume of each system's cell, [n_systems] Å³."""
+    if not bool(state.pbc.all()):
+        system = int((~state.pbc.all(1)).nonzero()[0])
+        raise UserError(
+            f"system {system} is not periodic in all directions (pbc {state.pbc[system].tolist()}), so it "
+            "has no volume and no stress; give it a cell and pbc, or ask for energy and forces only"
+        )
+    return torch.linalg.det(state.cell).abs()
 
 
 _DETACHED = (
-    "the energy of {name} does not depend on state.positions through autograd, so it has no forces: the "
-    "model detached or re-wrapped its input"
+    "the energy of {name} does not depend on state.positions through autograd, so it has no forces and "
+    "cannot be trained through: the model detached or re-wrapped its input, or detached its output"
 )

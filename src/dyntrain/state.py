@@ -17,18 +17,17 @@ from dyntrain.units import KB
 class State:
     """Atoms of one or more systems, one after the other.
 
-    ============== ======================= ========== =====================================
-    field          shape                   dtype      unit
-    ============== ======================= ========== =====================================
-    positions      [n_atoms, 3]            float64    Å (unwrapped)
-    velocities     [n_atoms, 3]            float64    Å / ASE time
-    masses         [n_atoms]               float64    u
-    atomic_numbers [n_atoms]               int64
-    system_idx     [n_atoms]               int64      ascending, one number per system
-    cell           [n_systems, 3, 3]       float64    Å, lattice vectors are rows
-    pbc            [n_systems, 3]          bool
-    fixed          [n_atoms]               bool       atoms that never move; None: all may move
-    ============== ======================= ========== =====================================
+    ```text
+    field           shape              dtype    unit
+    positions       [n_atoms, 3]       float64  Å (unwrapped)
+    velocities      [n_atoms, 3]       float64  Å / ASE time
+    masses          [n_atoms]          float64  u
+    atomic_numbers  [n_atoms]          int64
+    system_idx      [n_atoms]          int64    ascending, one number per system
+    cell            [n_systems, 3, 3]  float64  Å, lattice vectors are rows
+    pbc             [n_systems, 3]     bool
+    fixed           [n_atoms]          bool     atoms that never move; None: all may move
+    ```
     """
 
     positions: Tensor

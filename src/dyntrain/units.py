@@ -14,5 +14,8 @@ BOHR = float(_ase.Bohr)
 HARTREE = float(_ase.Hartree)
 """One hartree in eV."""
 
+KBAR = float(0.1 * _ase.GPa)
+"""One kilobar in eV/Å³."""
+
 AUT = float(_ase._aut * _ase.second)
 """One atomic unit of time (ħ/hartree) in ASE time."""

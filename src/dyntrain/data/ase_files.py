@@ -9,15 +9,19 @@ from typing import Any
 
 import numpy as np
 from ase.data import chemical_symbols
+from ase.stress import full_3x3_to_voigt_6_stress
 
 from dyntrain.data.ase_keys import LabelKeys, values_of
 from dyntrain.data.formats.frames import CUT_OFF
 from dyntrain.data.formats.text import plain_name, unpacked
 from dyntrain.data.keys import AUTOMATIC, KeyMap
 from dyntrain.data.raw import RawRun
-from dyntrain.data.timestamps import TIME_KEYS, settle_time_stamps
+from dyntrain.data.timestamps import TIME_KEYS, settle_time_stamps, stride_of
 from dyntrain.data.trajectory import FloatArray
 from dyntrain.errors import UserError
+
+# Keys of a frame's info that hold the number of its step.
+_STEP_KEYS = ("step", "Step", "md_step", "MD_step")
 
 # Text formats in which a number that is cut off at the end of the file would still be read as one.
 _LINES = (".xyz", ".extxyz")
@@ -107,6 +111,8 @@ class _Frames:
         self.cells: list[FloatArray] = []
         self.velocities: list[FloatArray | None] = []
         self.times: list[dict[str, float]] = []
+        self.stress: list[FloatArray | None] = []
+        self.steps: list[Any] = []
         self.free_energy_frames = 0
         self.first: Any = None
         self.masses: FloatArray | None = None
@@ -122,6 +128,8 @@ class _Frames:
         self.positions.append(atoms.get_positions())
         self.cells.append(atoms.cell.array.copy())
         self.velocities.append(self._velocities(atoms, frame))
+        self.stress.append(self._stress(atoms, frame))
+        self.steps.append(next((atoms.info[k] for k in _STEP_KEYS if k in atoms.info), None))
         self.times.append({k: atoms.info[k] for k in TIME_KEYS if k in atoms.info})
 
     def drop_last(self) -> None:
@@ -133,6 +141,8 @@ class _Frames:
             self.cells,
             self.velocities,
             self.times,
+            self.stress,
+            self.steps,
         )
         for column in columns:
             del column[-1:]
@@ -179,6 +189,18 @@ class _Frames:
         if forces is None:
             raise UserError(self._missing("forces", key, atoms.arrays, frame))
         return self._floats(forces, "forces", (len(atoms), 3), frame) * (self.keys.factor("forces") or 1.0)
+
+    def _stress(self, atoms: Any, frame: int) -> FloatArray | None:
+        """ASE's own or what stands under the user's key, six numbers or the whole tensor: [6] eV/Å³."""
+        results = {} if atoms.calc is None else atoms.calc.results
+        if self.keys.stress is None:
+            stress = results.get("stress")
+        elif (stress := {**atoms.info, **results}.get(self.keys.stress)) is None:
+            raise UserError(self._missing("stress", self.keys.stress, atoms.info, frame))
+        if stress is None or np.size(stress) == 6:
+            return None if stress is None else self._floats(stress, "stress", (6,), frame)
+        tensor = self._floats(np.ravel(stress), "stress", (9,), frame).reshape(3, 3)
+        return np.asarray(full_3x3_to_voigt_6_stress(tensor))
 
     def _velocities(self, atoms: Any, frame: int) -> FloatArray | None:
         """Velocities in Å/ASE time: momenta over masses, or a column of velocities."""
@@ -238,7 +260,16 @@ class _Frames:
             dt_fs=dt_fs,
             breaks=breaks,
             notes=notes + time_notes,
+            stride=self._stride(),
+            stress=None if any(s is None for s in self.stress) else np.array(self.stress),
         )
+
+    def _stride(self) -> int | None:
+        """Of the steps' numbers where these are more than the frames'."""
+        if not all(isinstance(step, int | np.integer) for step in self.steps):
+            return None
+        stride = stride_of(self.steps)
+        return stride if stride != 1 else None
 
     def _all_velocities(self) -> FloatArray | None:
         given = [v is not None for v in self.velocities]

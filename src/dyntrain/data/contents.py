@@ -43,6 +43,16 @@ def kick_ratio(run: Trajectory) -> float | None:
     return float(np.sqrt((sizes**2).mean())) if sizes.size and np.isfinite(sizes).all() else None
 
 
+def energy_exchange(run: Trajectory) -> float:
+    """Correlation of the potential energy's changes with the losses of the kinetic energy; 1 in NVE.
+
+    Unlike forces and motion these belong together however far the frames lie apart.
+    """
+    steps = _steps_inside(run)
+    kinetic = 0.5 * np.einsum("kia,kia,i->k", run.velocities, run.velocities, run.masses)
+    return cosine(np.diff(run.energies)[steps], -np.diff(kinetic)[steps])
+
+
 def kick_sizes(run: Trajectory) -> FloatArray:
     """The same of each step, [n_frames − 1], over the run's rms of dt²F/m; nan where there are no forces."""
     moving = np.setdiff1d(np.arange(run.n_atoms), run.fixed_atoms)

@@ -25,6 +25,7 @@ from dyntrain.data.findings_contents import about_breaks, about_energies, about_
 from dyntrain.data.motion import DtFit, fit_dt, fit_sides, moving_atoms, second_difference
 from dyntrain.data.raw import EXACT_RESIDUAL
 from dyntrain.data.run_report import Finding, RunReport, finding, refuse_unusable, refused
+from dyntrain.data.small_steps import with_small_steps
 from dyntrain.data.spectrum import fastest_period_fs
 from dyntrain.data.store import STORE
 from dyntrain.data.thermostat import Ensemble, Motion, guess_ensemble, measure
@@ -87,10 +88,11 @@ def _diagnose(run: Trajectory) -> RunReport:
     ensemble: Ensemble = guess_ensemble(motion, run.dt, barostat=held.strained) if motion else "unknown"
     energies = energy_force_match(run)
     report = _report(run, held, motion, fit, ensemble, energies)
+    measured = Measured(run, report, held, motion, fit)
     findings = (
-        *about_motion(Measured(run, report, held, motion, fit)),
+        *about_motion(measured),
         *about_breaks(run),
-        *about_velocities(run, report, held),
+        *(() if measured.in_small_steps else about_velocities(run, report, held)),
         *about_energies(run, report, energies),
         *about_structure(run, report),
     )
@@ -125,7 +127,7 @@ def _report(
         dt_fs_stated=None if run.dt_origin == "inferred" else run.dt_fs,
         dt_fs_inferred=fit.dt / FS if fit is not None and explained and inferable else None,
         dt_correlation=fit.correlation if fit is not None else None,
-        stride=1 if every_step else None,
+        stride=1 if every_step else run.stride,
         residual=motion.residual if motion else None,
         residual_held=motion.residual_held if motion else None,
         residual_after_friction=motion.residual_after_friction if motion else None,
@@ -183,7 +185,7 @@ def _fit(run: Trajectory, held: Held) -> DtFit | None:
 
 
 def usable_runs(trajectories: Sequence[Trajectory]) -> tuple[list[Trajectory], list[RunReport]]:
-    """The runs with their breaks and fixed atoms marked, ready for windows, and what was found of each.
+    """The runs with breaks, fixed atoms and small steps settled, ready for windows, and what was found.
 
     Raises:
         UserError: a run that dynamic training cannot use, with the reason.
@@ -191,7 +193,11 @@ def usable_runs(trajectories: Sequence[Trajectory]) -> tuple[list[Trajectory], l
     reports = compared(trajectories, [diagnose(trajectory) for trajectory in trajectories])
     for report in reports:
         refuse_unusable(report)
-    return [marked(trajectory) for trajectory in trajectories], reports
+    ready = [
+        with_small_steps(marked(trajectory), every_step=report.stride == 1)
+        for trajectory, report in zip(trajectories, reports, strict=True)
+    ]
+    return ready, reports
 
 
 def compared(trajectories: Sequence[Trajectory], reports: Sequence[RunReport]) -> list[RunReport]:

@@ -13,6 +13,7 @@ from dyntrain.data.constraints import Held
 from dyntrain.data.masses import SPARSE_LEFT, WrongMass, find_wrong_masses
 from dyntrain.data.motion import DtFit
 from dyntrain.data.run_report import Finding, RunReport, finding
+from dyntrain.data.small_steps import with_small_steps
 from dyntrain.data.spectrum import STABLE_SHARE
 from dyntrain.data.stride import estimate_stride
 from dyntrain.data.thermostat import Motion
@@ -45,6 +46,12 @@ class Measured:
         )
 
     @cached_property
+    def in_small_steps(self) -> bool:
+        """Whether frames so far apart that forces cannot explain the motion are still a run to unroll."""
+        ready = with_small_steps(self.run, every_step=self.report.stride == 1)
+        return ready.small_steps > 1 and not self.report.shuffled
+
+    @cached_property
     def wrong_masses(self) -> tuple[WrongMass, ...]:
         """Masses that the motion contradicts; of frames far apart only where they explain nearly all."""
         if self.report.ensemble == "langevin":
@@ -66,9 +73,9 @@ def about_motion(m: Measured) -> list[Finding]:
         what = "too few consecutive frames to hold the motion against forces"
         unchecked = "units, dt and masses are taken on trust"
         found.append(finding("too_short", "warning", "certain", what, training=unchecked))
-    elif not m.explained:
+    elif not m.explained and not m.in_small_steps:
         found.append(_unexplained(m))
-    else:
+    elif m.explained:
         found += [*_about_bath(m, m.motion), *_about_rest(m, m.motion)]
     return [*found, *_about_holding(m)]
 
@@ -199,7 +206,7 @@ def _about_time(m: Measured) -> list[Finding]:
         found.append(_strided(m))
     every_step = fit is not None and fit.unstrided and m.explained
     # The spectrum of a run in disorder says nothing; its likeliest cause is named elsewhere.
-    if period is not None and not every_step and (m.explained or fit is None):
+    if period is not None and not every_step and (m.explained or m.in_small_steps or fit is None):
         found += _about_step(run, period)
     inferred = m.report.dt_fs_inferred
     if inferred and fit and abs(inferred / run.dt_fs - 1) > max(0.03, 4 * fit.error):
@@ -228,25 +235,46 @@ def _strided(m: Measured) -> Finding:
     )
 
 
+def _too_far_apart(run: Trajectory, what: str) -> Finding:
+    ready, code = with_small_steps(run, every_step=False), "frames_too_far_apart"
+    if ready.small_steps == 1:
+        rebuilt = run.velocities_origin == "rebuilt"
+        why = "without velocities" if rebuilt else "with a changing cell or constraints"
+        return finding(
+            code,
+            "error" if rebuilt else "warning",
+            "very likely",
+            f"{what}; {why} it cannot be unrolled in smaller steps either",
+            training="segments of more than one frame are refused",
+            mend="save the run more often" + (", and its velocities with it" if rebuilt else ""),
+        )
+    n = ready.small_steps
+    inside = np.setdiff1d(np.arange(run.n_frames - 1), np.array(run.breaks, dtype=np.int64) - 1)
+    damped = 100 * run.dt * float(np.sqrt((run.friction(slice(None))[inside] ** 2).mean()))
+    exact = "as many as the file says" if run.stride else "the run's own number is not known: as a guess"
+    return finding(
+        code,
+        "warning",
+        "very likely",
+        what,
+        training=f"{n} small steps of {run.dt_fs / n:.3g} fs lead from frame to frame ({exact}), with the "
+        f"friction that the energies tell of ({damped:.2g} % of the velocities a frame, rms), and only the "
+        "frames are compared; what is no friction common to all atoms (Langevin's noise) is not followed",
+        mend="save the run more often where you can",
+    )
+
+
 def _about_step(run: Trajectory, period: float) -> list[Finding]:
     """Frames too far apart for the fastest motion, of a run of which not every step is known to be saved."""
     found = []
-    known = f"its fastest motion (period {period:.3g} fs, from the spectrum of its forces)"
+    known = f"its fastest motion (period {period:.3g} fs, by its forces)"
     limit = STABLE_SHARE * period / math.pi
     if run.dt_fs >= limit:
-        rebuilt = run.velocities_origin == "rebuilt"
-        why = "; without velocities it cannot be unrolled in smaller steps either" if rebuilt else ""
-        found.append(
-            finding(
-                "frames_too_far_apart",
-                "error" if rebuilt else "warning",
-                "very likely",
-                f"frames {run.dt_fs:.3g} fs apart are too far from each other for {known}: roll-outs are "
-                f"stable up to {limit:.3g} fs a step{why}",
-                training="segments of more than one frame are refused",
-                mend="save the run more often" + (", and its velocities with it" if rebuilt else ""),
-            )
+        what = (
+            f"frames {run.dt_fs:.3g} fs apart are too far from each other for {known}: roll-outs are stable "
+            f"up to {limit:.3g} fs a step"
         )
+        found.append(_too_far_apart(run, what))
     if run.dt_fs > INFERABLE_SHARE * period:
         found.append(
             finding(
@@ -295,11 +323,11 @@ def _fixed_atoms(run: Trajectory, fixed: tuple[int, ...]) -> Finding:
         return finding("fixed_atoms", "info", "certain", what, training=stay)
     return finding(
         "zero_forces_on_fixed_atoms",
-        "warning",
+        "info",
         "certain",
         f"{what}, and their forces are all zero: constrained forces were written instead of raw ones",
-        training=f"{stay}, but the loss would teach them zero forces, which no energy has",
-        mend="write the raw forces (ASE: `get_forces(apply_constraint=False)`)",
+        training=f"{stay}, and the loss leaves their forces out, since no energy has such zeros",
+        mend="raw forces would teach more (ASE: `get_forces(apply_constraint=False)`)",
     )
 
 

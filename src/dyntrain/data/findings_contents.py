@@ -132,7 +132,7 @@ def about_energies(run: Trajectory, report: RunReport, match: EnergyMatch) -> li
         useless = "it is no label"
         return [finding("constant_energy", "warning", "certain", what, training=useless)]
     period = report.fastest_period_fs
-    sparse = report.stride is None and period is not None and run.dt_fs > _SPARSE * period
+    sparse = report.stride != 1 and period is not None and run.dt_fs > _SPARSE * period
     if slope is None or correlation is None or sparse:
         return []
     found = []

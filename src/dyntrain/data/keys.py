@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
+from ase.data import chemical_symbols
 
 from dyntrain.data.unit_names import UNITS, factor
 from dyntrain.errors import UserError
@@ -20,7 +21,8 @@ from dyntrain.errors import UserError
 class KeyMap:
     """The user's word on a file's keys and units; what is None or absent is found by name.
 
-    energy, forces, velocities, positions, atomic_numbers: names of keys in the file.
+    energy, forces, velocities, positions, atomic_numbers, stress: names of keys in the file.
+    masses: element → the mass that the AIMD used, u; D and T are the hydrogens that the file has as such.
     units: quantity (positions, energy, forces, velocities, time) → unit as "kcal/mol", "Å/fs".
     """
 
@@ -29,7 +31,9 @@ class KeyMap:
     velocities: str | None = None
     positions: str | None = None
     atomic_numbers: str | None = None
+    stress: str | None = None
     units: Mapping[str, str] = field(default_factory=dict)
+    masses: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_mapping(cls, values: Any, source: str = "keys") -> KeyMap:
@@ -40,19 +44,26 @@ class KeyMap:
         """
         names = [f.name for f in dataclasses.fields(cls)]
         for key, value in _section(values, names, source).items():
-            if key != "units" and not (isinstance(value, str) and value):
+            if key not in ("units", "masses") and not (isinstance(value, str) and value):
                 raise UserError(f"{source}: `{key}` should be the name of a key in the file, got {value!r}.")
         stated = values.get("units", {})
         for quantity, unit in _section(stated, UNITS, f"{source}.units").items():
             if not isinstance(unit, str):
                 raise UserError(f"{source}.units: `{quantity}` should be a unit, got {unit!r}.")
             factor(quantity, unit, f"{source}.units")
-        return cls(**{**values, "units": dict(stated)})
+        masses = values.get("masses", {})
+        for symbol, mass in _section(masses, MASS_SYMBOLS, f"{source}.masses").items():
+            if isinstance(mass, bool) or not isinstance(mass, int | float) or not 0 < mass < 1e3:
+                raise UserError(f"{source}.masses: `{symbol}` should be a mass in u, got {mass!r}.")
+        return cls(**{**values, "units": dict(stated), "masses": dict(masses)})
 
     def factor(self, quantity: str) -> float | None:
         """What one unit of a quantity in the file is internally, where the user says it."""
         unit = self.units.get(quantity)
         return None if unit is None else factor(quantity, unit, "keys.units")
+
+
+MASS_SYMBOLS = (*chemical_symbols[1:], "D", "T")
 
 
 def _section(values: Any, known: Iterable[str], source: str) -> dict[str, Any]:

@@ -64,6 +64,21 @@ def moving_atoms(positions: FloatArray) -> IntArray:
     return np.flatnonzero((np.ptp(positions, axis=0) > 0).any(axis=1))
 
 
+def instant_period(velocities: FloatArray, forces: FloatArray, masses: FloatArray) -> float | None:
+    """The shortest 2π √(⟨v²⟩/⟨a²⟩) of an atom along any direction, ASE time; None where nothing moves.
+
+    It holds no frame against another, so that frames far apart tell it as well; a mean over the modes, it is
+    never shorter than the fastest period.
+    """
+    accelerations = (forces - forces.mean(axis=0)) / masses[:, None]
+    moving = (np.ptp(velocities, axis=0) > 0).all(axis=1)
+    if not moving.any() or velocities.shape[0] < 4:
+        return None
+    v2, a2 = (np.einsum("kia,kib->iab", x[:, moving], x[:, moving]) for x in (velocities, accelerations))
+    fastest = float(np.linalg.eigvals(np.linalg.pinv(v2) @ a2).real.max())
+    return 2 * np.pi / float(np.sqrt(fastest)) if fastest > 0 else None
+
+
 def unwrap(positions: FloatArray, cell: FloatArray, pbc: np.ndarray) -> tuple[FloatArray, IntArray]:
     """Undo jumps by lattice vectors between frames (along periodic directions).
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dyntrain.data.ase_files import read_ase
+from dyntrain.data.keys import AUTOMATIC, KeyMap
 from dyntrain.data.raw import RawRun
 from dyntrain.errors import UserError
 
@@ -20,7 +21,7 @@ def velocity_file(file: Path) -> Path | None:
     return beside if beside is not None and beside.is_file() else None
 
 
-def read_paper_layout(file: Path, velocities: Path) -> RawRun:
+def read_paper_layout(file: Path, velocities: Path, keys: KeyMap = AUTOMATIC) -> RawRun:
     """Read a run whose velocities stand in a text file: a line of 3 numbers per atom per frame.
 
     The numbers are displacements per step in fractions of the cell vectors, so that
@@ -29,7 +30,12 @@ def read_paper_layout(file: Path, velocities: Path) -> RawRun:
     Raises:
         UserError: as `read_ase`, or a text file that is not numbers or has another number of lines.
     """
-    run = read_ase(file)
+    if keys.velocities or "velocities" in keys.units:
+        raise UserError(
+            f"{file}: its velocities are those of {velocities.name}, fractions of the cell a step; take it "
+            "away to read others, or leave the key or unit of velocities out."
+        )
+    run = read_ase(file, keys)
     n_frames, n_atoms = run.positions.shape[:2]
     numbers = _read_numbers(velocities)
     if numbers.shape[0] != n_frames * n_atoms:

@@ -9,7 +9,7 @@ import numpy as np
 from ase.data import atomic_masses, chemical_symbols
 
 from dyntrain.data.masses import masses_advice
-from dyntrain.data.motion import DtFit, fit_dt, moving_atoms, unwrap
+from dyntrain.data.motion import DtFit, fit_dt, instant_period, moving_atoms, unwrap
 from dyntrain.data.trajectory import (
     DtOrigin,
     FloatArray,
@@ -36,6 +36,8 @@ EXACT_RESIDUAL = 1e-3
 EXACT_TOLERANCE = 0.01
 # Tables of the elements' masses differ by less than this share, isotopes by more.
 _UNUSUAL_MASS = 0.03
+# Of frames more than a third of the fastest period apart at least this share of the motion is unexplained.
+_SPARSE_RESIDUAL = 0.3
 # Residual with the best dt above which wrong masses are looked for.
 _LEFT_BY_MASSES = 0.03
 # Inferred over stated dt → what is likely wrong. Forces in a unit of x eV make the inferred dt √x too large.
@@ -65,6 +67,10 @@ class RawRun:
     cell:          [3, 3] or [n_frames, 3, 3] Å, rows; pbc: [3].
     dt_fs:         interval between frames as the file states it, else None.
     breaks:        frames at which the file itself says that time is not continuous.
+    stress:        [n_frames, 6] eV/Å³: xx, yy, zz, yz, xz, xy; ASE's sign (σ = 1/V ∂E/∂ε: positive where the
+                   cell wants to shrink, the opposite of what VASP, CP2K and Quantum ESPRESSO print); None
+                   where a frame has none.
+    stride:        steps of the AIMD from frame to frame, where the file says it.
     """
 
     file: str
@@ -81,6 +87,8 @@ class RawRun:
     dt_fs: float | None = None
     breaks: tuple[int, ...] = ()
     notes: list[str] = field(default_factory=list)
+    stress: FloatArray | None = None
+    stride: int | None = None
 
 
 def to_trajectory(run: RawRun, dt_fs: float | None = None) -> Trajectory:
@@ -128,6 +136,8 @@ def to_trajectory(run: RawRun, dt_fs: float | None = None) -> Trajectory:
         velocities_origin=velocities_origin,
         dt_origin=dt_origin,
         wrapped=bool(jumps.size),
+        stress=run.stress,
+        stride=run.stride,
     )
 
 
@@ -210,7 +220,7 @@ def _check_stated_dt(run: RawRun, positions: FloatArray, stated: float, fit: DtF
         )
     ratio = fit.dt / FS / stated
     allowed = EXACT_TOLERANCE if fit.residual < EXACT_RESIDUAL else TOLERANCE
-    if fit.correlation < CLEAR_CORRELATION or abs(ratio - 1) <= allowed:
+    if fit.correlation < CLEAR_CORRELATION or abs(ratio - 1) <= allowed or _too_sparse(run, stated, fit):
         return
     causes = dict(_DT_FACTORS)
     if 1 < round(ratio) < 100:
@@ -228,6 +238,14 @@ def _check_stated_dt(run: RawRun, positions: FloatArray, stated: float, fit: DtF
         f"{fit.dt / FS:.4g} fs (factor {ratio:.4g}, correlation {fit.correlation:.3f}); "
         f"{likely or 'check dt, the unit of the forces and the masses'}{remedy}."
     )
+
+
+def _too_sparse(run: RawRun, stated: float, fit: DtFit) -> bool:
+    """Whether frames lie so far apart that no dt explains the motion, and the best says nothing."""
+    if fit.residual < _SPARSE_RESIDUAL or run.velocities is None:
+        return False
+    period = instant_period(run.velocities, run.forces, run.masses)
+    return period is not None and stated * FS > period / 3
 
 
 def _settle_velocities(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import os
 import re
@@ -9,10 +10,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dyntrain.data.formats.deepmd import is_deepmd
+from dyntrain.data.formats.frames import restated_masses
 from dyntrain.data.formats.h5md import read_h5md
 from dyntrain.data.formats.table import RUN_SUFFIXES, find_format, is_run
 from dyntrain.data.keys import AUTOMATIC, KeyMap
-from dyntrain.data.raw import to_trajectory
+from dyntrain.data.raw import RawRun, to_trajectory
 from dyntrain.data.store import is_store, open_store
 from dyntrain.data.trajectory import Trajectory
 from dyntrain.errors import UserError
@@ -49,12 +51,24 @@ def read_runs(
         raise UserError(f"There is no file {file}.")
     chosen = find_format(file)
     if chosen.read is not read_h5md or not is_store(file):
-        return [to_trajectory(chosen.read(file, keys), dt_fs)]
+        return [to_trajectory(_with_masses(chosen.read(file, keys), keys), dt_fs)]
     runs = open_store(file)
     for run in runs:
+        if keys.masses:
+            raise UserError(f"{run.file} is stored with its masses; convert again to change them.")
         if dt_fs is not None and abs(dt_fs / run.dt_fs - 1) > 1e-9:
             raise UserError(f"{run.file} is stored with dt = {run.dt_fs:g} fs; convert again to change it.")
     return runs
+
+
+def _with_masses(run: RawRun, keys: KeyMap) -> RawRun:
+    """The run with the masses that the user states."""
+    if not keys.masses:
+        return run
+    told = ", ".join(f"{symbol} {mass:g} u" for symbol, mass in keys.masses.items())
+    masses = restated_masses(run.atomic_numbers, run.masses, keys.masses)
+    notes = [*run.notes, f"Masses as you state them: {told}."]
+    return dataclasses.replace(run, masses=masses, notes=notes)
 
 
 def read_trajectory(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, overload
 
 import numpy as np
@@ -69,6 +69,15 @@ class Segments(Sequence[Segment]):
             raise ValueError(f"windows of {self.length} frames cannot be cut to {length}")
         return Segments(self.runs, self.starts, length, self.stride)
 
+    def within(self, length: int) -> Segments:
+        """Every window of `length` frames that lies in one of these, each once, by run and first frame."""
+        if not 1 <= length <= self.length:
+            raise ValueError(f"windows of {self.length} frames hold none of {length}")
+        offsets = np.arange(self.length - length + 1, dtype=np.int64) * self.stride
+        starts = (self.starts[:, None] + offsets).ravel()
+        found = np.unique(np.stack([np.repeat(self.runs, len(offsets)), starts], axis=1), axis=0)
+        return Segments(found[:, 0].copy(), found[:, 1].copy(), length, self.stride)
+
 
 @dataclass(frozen=True, eq=False)
 class Targets:
@@ -76,12 +85,16 @@ class Targets:
 
     positions, velocities, forces: [length, n_atoms, 3] Å, Å/ASE time, eV/Å
     energies:                      [length, n_systems] eV
+    stress:                        [length, n_systems, 6] eV/Å³; None where not all runs have it
+    unlabelled:                    fixed atoms whose forces were not recorded, bool [n_atoms]; None: all were
     """
 
     positions: Tensor
     velocities: Tensor
     forces: Tensor
     energies: Tensor
+    stress: Tensor | None = None
+    unlabelled: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Targets:
         return Targets(
@@ -89,6 +102,8 @@ class Targets:
             self.velocities.to(device),
             self.forces.to(device),
             self.energies.to(device),
+            None if self.stress is None else self.stress.to(device),
+            None if self.unlabelled is None else self.unlabelled.to(device),
         )
 
 
@@ -101,6 +116,8 @@ class Batch:
     kicks:    what the runs did beside velocity Verlet, ``length − 1`` steps.
     dt:       time between the windows' frames of each system, [n_systems] ASE time.
     segments: which windows these are.
+    small_steps: steps from frame to frame.
+    friction: between the frames, [length − 1, n_systems] 1/ASE time; None where one step with its kick does.
     """
 
     state: State
@@ -108,18 +125,21 @@ class Batch:
     kicks: Kicks
     dt: Tensor
     segments: tuple[Segment, ...]
+    small_steps: int = 1
+    friction: Tensor | None = None
 
     @property
     def length(self) -> int:
         return int(self.targets.energies.shape[0])
 
     def to(self, device: torch.device | str) -> Batch:
-        return Batch(
-            self.state.to(device),
-            self.targets.to(device),
-            self.kicks.to(device),
-            self.dt.to(device),
-            self.segments,
+        return replace(
+            self,
+            state=self.state.to(device),
+            targets=self.targets.to(device),
+            kicks=self.kicks.to(device),
+            dt=self.dt.to(device),
+            friction=None if self.friction is None else self.friction.to(device),
         )
 
 
@@ -195,13 +215,15 @@ def collate(segments: Sequence[Segment], trajectories: Sequence[Trajectory]) -> 
         forces[:, atoms] = run.forces[frames]
         energies[:, number] = run.energies[frames]
 
-    targets = Targets(*(torch.from_numpy(a) for a in (positions, velocities, forces, energies)))
+    targets = Targets(
+        torch.from_numpy(positions),
+        torch.from_numpy(velocities),
+        torch.from_numpy(forces),
+        torch.from_numpy(energies),
+        _stress(segments, runs),
+        _marked(runs, [run.unlabelled_atoms for run in runs]),
+    )
     cells = torch.from_numpy(_cells(segments, runs, length))
-    fixed = None
-    if any(run.fixed_atoms for run in runs):
-        fixed = torch.from_numpy(
-            np.concatenate([np.zeros(run.n_atoms, bool) if run.fixed is None else run.fixed for run in runs])
-        )
     state = State(
         positions=targets.positions[0].clone(),
         velocities=targets.velocities[0].clone(),
@@ -210,13 +232,34 @@ def collate(segments: Sequence[Segment], trajectories: Sequence[Trajectory]) -> 
         system_idx=torch.from_numpy(np.repeat(np.arange(len(runs), dtype=np.int64), counts)),
         cell=cells[0].clone(),
         pbc=torch.from_numpy(np.stack([run.pbc for run in runs])),
-        fixed=fixed,
+        fixed=_marked(runs, [run.fixed_atoms for run in runs]),
     )
     dt = torch.tensor([s.stride * run.dt for s, run in zip(segments, runs, strict=True)], dtype=torch.float64)
     kicks = VelocityVerlet(dt).record_kicks(targets.positions, targets.velocities, targets.forces, state)
     if not all(run.fixed_cell for run in runs):
         kicks = Kicks(kicks.positions, kicks.velocities, cells[1:])
-    return Batch(state, targets, kicks, dt, tuple(segments))
+    small_steps = {run.small_steps for run in runs} if length > 1 else {1}
+    if len(small_steps) > 1:
+        raise ValueError(f"windows of {sorted(small_steps)} small steps a frame cannot share a batch")
+    friction = None
+    if small_steps != {1}:
+        columns = [run.friction(segment.frames) for segment, run in zip(segments, runs, strict=True)]
+        friction = torch.from_numpy(np.stack(columns, axis=1))
+    return Batch(state, targets, kicks, dt, tuple(segments), small_steps.pop(), friction)
+
+
+def _stress(segments: Sequence[Segment], runs: Sequence[Trajectory]) -> Tensor | None:
+    """Stress along the windows, [length, n_systems, 6] eV/Å³; None where a run has none."""
+    found = [run.stress[s.frames] for s, run in zip(segments, runs, strict=True) if run.stress is not None]
+    return torch.from_numpy(np.stack(found, axis=1)) if len(found) == len(runs) else None
+
+
+def _marked(runs: Sequence[Trajectory], atoms: Sequence[Sequence[int]]) -> Tensor | None:
+    """Which atoms of the batch are among those given for each run, bool [n_atoms]; None where none are."""
+    if not any(atoms):
+        return None
+    marks = [np.isin(np.arange(run.n_atoms), chosen) for run, chosen in zip(runs, atoms, strict=True)]
+    return torch.from_numpy(np.concatenate(marks))
 
 
 def _cells(segments: Sequence[Segment], runs: Sequence[Trajectory], length: int) -> np.ndarray:

@@ -7,14 +7,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dyntrain.data.motion import instant_period
 from dyntrain.data.trajectory import Trajectory
 from dyntrain.errors import UserError
+from dyntrain.units import FS
 
 STABLE_SHARE = 0.8
 """Velocity Verlet is stable for steps below T_min/π; this share of it leaves room for a stiffer model."""
 
 # What holds less than this share of an atom's kinetic energy are overtones and leakage of slower modes.
 _SHARE_OF_ENERGY = 0.02
+_SHORTEST, _FEWEST = 32, 8
 
 
 def fastest_period_fs(trajectory: Trajectory) -> float | None:
@@ -23,12 +26,13 @@ def fastest_period_fs(trajectory: Trajectory) -> float | None:
     From the power spectrum of each atom's forces over each stretch between breaks (Hann window), divided by
     ω²: that of its velocities without what a thermostat or barostat adds to them. It is the frequency above
     which only a fiftieth of the power lies; the atom with the highest counts, so that one O–H bond is seen in
-    a thousand atoms. A period below two intervals between frames is not seen.
+    a thousand atoms. A period below two intervals between frames is not seen in the spectrum: it would look
+    longer. Where there may be one, what accelerations and velocities say counts (`_unsampled_period_fs`).
     """
-    fastest: float | None = None
+    fastest = _unsampled_period_fs(trajectory)
     for first, stop in trajectory.stretches:
         n = stop - first
-        if n < 32:
+        if n < _SHORTEST:
             continue
         # The middle part of long runs tells as much as all of it.
         n = min(n, 4096)
@@ -48,15 +52,24 @@ def fastest_period_fs(trajectory: Trajectory) -> float | None:
     return fastest
 
 
+def _unsampled_period_fs(run: Trajectory) -> float | None:
+    """`instant_period` in fs, if below four intervals, else None."""
+    if run.n_frames < _FEWEST:
+        return None
+    some = slice(None, None, max(1, run.n_frames // 4096))
+    period = instant_period(run.velocities[some], run.forces[some], run.masses)
+    return None if period is None or period > 4 * run.dt else period / FS
+
+
 def check_step(trajectories: Sequence[Trajectory], stride: int) -> None:
-    """Refuse unrolled steps of ``stride`` frames that velocity Verlet cannot take.
+    """Refuse steps of ``stride`` frames that velocity Verlet cannot take, where no small ones are made.
 
     Raises:
         UserError: a run whose step is above 0.8 T_min/π, with the largest stride that is not.
     """
     for run in trajectories:
         period = fastest_period_fs(run)
-        if period is None:
+        if period is None or (run.small_steps > 1 and stride == 1):
             continue
         limit = STABLE_SHARE * period / math.pi
         step = stride * run.dt_fs

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +28,7 @@ STORE = "store"
 
 # Frames are copied in pieces of about this many numbers (8 MB).
 _PIECE = 1_000_000
+_STAMPED = 1_000_000
 # Our unit of velocity, Å per ASE time, as H5MD writes units: the numbers stay bit for bit ours.
 _VELOCITY_UNIT = f"{FS:.17f} Angstrom fs-1"
 _DATASETS = {
@@ -33,6 +36,7 @@ _DATASETS = {
     "velocities": ("particles/{}/velocity", _VELOCITY_UNIT),
     "forces": ("particles/{}/force", "eV Angstrom-1"),
     "energies": ("observables/{}/potential_energy", "eV"),
+    "stress": ("observables/{}/stress", "eV Angstrom-3"),
 }
 
 
@@ -73,8 +77,10 @@ def _write_head(h5: h5py.File) -> None:
 
 def _write_run(h5: h5py.File, name: str, run: Trajectory) -> None:
     for field, (path, unit) in _DATASETS.items():
+        if (values := getattr(run, field)) is None:
+            continue
         element = h5.create_group(path.format(name))
-        _write_array(element, "value", getattr(run, field), unit)
+        _write_array(element, "value", values, unit)
         if "step" not in h5[f"particles/{name}/position"]:
             element["step"] = 1  # a scalar is H5MD's word for a fixed interval
             element["time"] = run.dt_fs
@@ -109,6 +115,7 @@ def _write_run(h5: h5py.File, name: str, run: Trajectory) -> None:
             "dt_origin": run.dt_origin,
             "wrapped": run.wrapped,
             "dt": run.dt,
+            "stride": run.stride,
         }
     )
 
@@ -150,6 +157,7 @@ def _open_run(h5: h5py.File, name: str, file: Path, mapped: mmap.mmap) -> Trajec
 
     edges = f"particles/{name}/box/edges"
     constant = isinstance(member(h5, edges, file), h5py.Dataset)
+    stress = f"observables/{name}/stress/value"
     said = _provenance(member(h5, f"parameters/dyntrain/{name}/provenance", file), file)
     return Trajectory(
         positions=read(f"particles/{name}/position/value"),
@@ -169,6 +177,8 @@ def _open_run(h5: h5py.File, name: str, file: Path, mapped: mmap.mmap) -> Trajec
         velocities_origin=said["velocities_origin"],
         dt_origin=said["dt_origin"],
         wrapped=bool(said["wrapped"]),
+        stride=said["stride"],
+        stress=read(stress) if member(h5, stress, file) is not None else None,
     )
 
 
@@ -185,6 +195,15 @@ def _map(dataset: Any, path: str, file: Path, mapped: mmap.mmap) -> np.ndarray:
     return view.reshape(dataset.shape)
 
 
+def store_stamp(name: str) -> str:
+    """Size, time of writing and a hash of the first megabyte of the store that the run `name` lies in."""
+    file = Path(re.sub(r"#run_\d+$", "", name))
+    with open(file, "rb") as stream:
+        told = os.fstat(stream.fileno())
+        first = hashlib.sha256(stream.read(_STAMPED)).hexdigest()
+    return f"{told.st_size} {told.st_mtime_ns} {first}"
+
+
 def read_ahead(segments: Iterable[Segment], runs: Sequence[Trajectory]) -> None:
     """Ask the system to fetch these windows from their stores, without waiting for it.
 
@@ -196,7 +215,7 @@ def read_ahead(segments: Iterable[Segment], runs: Sequence[Trajectory]) -> None:
         if run.reader != STORE or not hasattr(mmap, "MADV_WILLNEED"):
             continue
         for array in (run.positions, run.velocities, run.forces, run.energies):
-            window = array[segment.start : segment.start + segment.length]
+            window = array[segment.frames.start : segment.frames.stop]
             if (mapped := _mapping(window)) is not None:
                 first = _address(window) - _address(np.frombuffer(mapped, dtype=np.uint8))
                 page = first - first % mmap.PAGESIZE
@@ -231,4 +250,5 @@ def _provenance(dataset: Any, file: Path) -> dict[str, Any]:
     for key, kind in expected.items():
         if not isinstance(said.get(key), kind):
             raise UserError(f"{file}: the provenance of a run has no `{key}`; write the store again.")
+    said.setdefault("stride", None)  # of stores of older versions
     return {"wrapped": False, **said}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +15,7 @@ from dyntrain.errors import UserError
 _TIMES = {"time_fs": 1.0, "time_ps": 1000.0, "time": 1.0, "Time": 1.0}
 _INTERVALS = {"dt_fs": 1.0, "timestep_fs": 1.0, "time_step_fs": 1.0}
 TIME_KEYS = (*_TIMES, *_INTERVALS)
+_LARGEST_STRIDE = 100_000
 
 
 def settle_time_stamps(
@@ -35,6 +38,16 @@ def settle_time_stamps(
                 raise UserError(f"{file}: `{key}` changes from {intervals.min():g} to {intervals.max():g}.")
             return float(intervals[0] * unit), (), []
     return None, (), []
+
+
+def stride_of(steps: Sequence[int]) -> int | None:
+    """Steps of the AIMD from frame to frame, of the frames' step numbers; None where these are uneven."""
+    # Python's integers: the numbers of a damaged file may be of any size.
+    gaps = Counter(int(after) - int(before) for before, after in itertools.pairwise(steps))
+    if not gaps:
+        return None
+    ((stride, count),) = gaps.most_common(1)
+    return stride if 0 < stride < _LARGEST_STRIDE and count > 0.9 * gaps.total() else None
 
 
 def _column(stamps: Sequence[dict[str, Any]], key: str, file: str) -> np.ndarray | None:

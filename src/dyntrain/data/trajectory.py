@@ -43,21 +43,23 @@ DtOrigin = Literal["given", "file", "inferred"]
 class Trajectory:
     """One reference run: consecutive frames of the same atoms, `dt` apart.
 
-    ============== =========================== ============== ==========================================
-    field          shape                       unit
-    ============== =========================== ============== ==========================================
-    positions      [n_frames, n_atoms, 3]      Å              unwrapped
-    velocities     [n_frames, n_atoms, 3]      Å / ASE time   of the same instant as the positions
-    forces         [n_frames, n_atoms, 3]      eV/Å
-    energies       [n_frames]                  eV             potential energy
-    cell           [3, 3] or [n_frames, 3, 3]  Å              lattice vectors are rows
-    pbc            [3]                         bool
-    atomic_numbers [n_atoms]                   int64
-    masses         [n_atoms]                   u
-    dt             number                      ASE time       between frames
-    breaks         frame indices b, ascending                 no window may hold both b − 1 and b
-    fixed_atoms    atom indices, ascending                    atoms that never move
-    ============== =========================== ============== ==========================================
+        field           shape                       unit
+        positions       [n_frames, n_atoms, 3]      Å             unwrapped
+        velocities      [n_frames, n_atoms, 3]      Å / ASE time  of the same instant as the positions
+        forces          [n_frames, n_atoms, 3]      eV/Å
+        energies        [n_frames]                  eV            potential energy
+        cell            [3, 3] or [n_frames, 3, 3]  Å             lattice vectors are rows
+        pbc             [3]                         bool
+        atomic_numbers  [n_atoms]                   int64
+        masses          [n_atoms]                   u
+        dt              number                      ASE time      between frames
+        breaks          frame indices b, ascending                no window may hold both b − 1 and b
+        fixed_atoms     atom indices, ascending                   atoms that never move
+        stress          [n_frames, 6] or None       eV/Å³         xx, yy, zz, yz, xz, xy; ASE's sign, without
+                                                                  the atoms' motion
+        stride          number or None                            steps of the AIMD from frame to frame, by
+                                                                  the file
+        small_steps     number                                    steps a roll-out takes from frame to frame
 
     Provenance: `file`, `reader`, `first_frame` (number in the file of frame 0 here), `notes` (plain
     sentences: what was assumed or repaired), where the velocities and dt come from, and whether the
@@ -86,6 +88,9 @@ class Trajectory:
     dt_origin: DtOrigin = "given"
     wrapped: bool = False
     fixed_atoms: tuple[int, ...] = ()
+    stress: FloatArray | None = None
+    stride: int | None = None
+    small_steps: int = 1
 
     def __post_init__(self) -> None:
         self._settle({field.name for field in dataclasses.fields(self)})
@@ -95,6 +100,8 @@ class Trajectory:
         for name in ("positions", "velocities", "forces", "energies", "cell", "masses"):
             if name in unchecked:
                 self._coerce(name, np.float64)
+        if "stress" in unchecked and self.stress is not None:
+            self._coerce("stress", np.float64)
         self._coerce("pbc", np.bool_)
         self._coerce("atomic_numbers", np.int64)
         object.__setattr__(self, "dt", float(self.dt))
@@ -132,6 +139,7 @@ class Trajectory:
             "pbc": ((3,),),
             "atomic_numbers": ((n_atoms,),),
             "masses": ((n_atoms,),),
+            **({} if self.stress is None else {"stress": ((n_frames, 6),)}),
         }
         for name, shapes in expected.items():
             if (found := getattr(self, name).shape) not in shapes:
@@ -139,8 +147,8 @@ class Trajectory:
                 raise UserError(f"{self.file}: {name} must have shape {wanted}, got {found}.")
 
     def _check_values(self, unchecked: Collection[str]) -> None:
-        for name in ("positions", "velocities", "forces", "energies"):
-            if name in unchecked:
+        for name in ("positions", "velocities", "forces", "energies", "stress"):
+            if name in unchecked and getattr(self, name) is not None:
                 check_finite(getattr(self, name), name, self.file, self.first_frame)
         if not (np.isfinite(self.dt) and self.dt > 0):
             raise UserError(f"{self.file}: the time step must be positive, got {self.dt_fs:g} fs.")
@@ -192,6 +200,13 @@ class Trajectory:
         """Which atoms never move, [n_atoms]; None where all do."""
         return np.isin(np.arange(self.n_atoms), self.fixed_atoms) if self.fixed_atoms else None
 
+    @cached_property
+    def unlabelled_atoms(self) -> tuple[int, ...]:
+        """Fixed atoms whose forces are all exactly zero, as codes write them that leave these forces out."""
+        fixed = np.array(self.fixed_atoms, dtype=np.int64)
+        some = self.forces[:: max(1, self.n_frames // 100)][:, fixed]
+        return tuple(fixed[~some.any(axis=(0, 2))].tolist())
+
     @property
     def stretches(self) -> list[tuple[int, int]]:
         """The parts between breaks as (first frame, frame after the last)."""
@@ -210,11 +225,25 @@ class Trajectory:
             fixed=self.fixed,
         )
 
+    def friction(self, frames: _Slice) -> FloatArray:
+        """ξ in a = F/m − ξ v between each of these frames and the next, 1/ASE time, [n − 1].
+
+        From the energy the run gains or loses: d(E_pot + E_kin)/dt = −2 ξ E_kin, whatever lies between the
+        frames. That is all that Nosé–Hoover, Berendsen, CSVR and rescaling do; noise (Langevin) is not seen.
+        """
+        velocities = self.velocities[frames]
+        kinetic = 0.5 * np.einsum("kia,kia,i->k", velocities, velocities, self.masses)
+        gained = np.diff(self.energies[frames] + kinetic)
+        twice_mean = kinetic[1:] + kinetic[:-1]
+        interval = self.dt * (frames.step or 1)
+        return -np.divide(gained, interval * twice_mean, out=np.zeros_like(gained), where=twice_mean > 0)
+
     def kicks(self, start: int = 0, stop: int | None = None) -> Kicks:
         """What the run did beside velocity Verlet between frames start … stop − 1.
 
         Args:
-            start, stop: frames as in a Python slice; only these are touched.
+            start: first frame; only these frames are touched.
+            stop: one past the last, as in a Python slice.
 
         Returns:
             Kicks of ``stop − start − 1`` steps (METHOD: idea 2). Across a break they hold the jump.
@@ -242,6 +271,7 @@ class Trajectory:
             energies=self.energies[frames],
             cell=self.cell if self.cell.ndim == 2 else self.cell[frames],
             breaks=tuple(b - start for b in self.breaks if start < b < stop),
+            stress=None if self.stress is None else self.stress[frames],
             first_frame=self.first_frame + start,
         )
 

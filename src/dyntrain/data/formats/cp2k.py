@@ -20,7 +20,7 @@ from dyntrain.data.formats.frames import (
 from dyntrain.data.formats.text import beside, plain_name, reading
 from dyntrain.data.formats.xyz import XyzFrames, read_xyz
 from dyntrain.data.raw import RawRun
-from dyntrain.data.timestamps import settle_time_stamps
+from dyntrain.data.timestamps import settle_time_stamps, stride_of
 from dyntrain.data.trajectory import FloatArray, IntArray, check_cell
 from dyntrain.errors import UserError
 from dyntrain.units import AUT, BOHR, HARTREE
@@ -90,6 +90,7 @@ def _assemble(file: Path, named: dict[str, XyzFrames], settings: Settings, stem:
         dt_fs=dt_fs,
         breaks=breaks,
         notes=notes + time_notes,
+        stride=stride_of(first_steps),
     )
 
 

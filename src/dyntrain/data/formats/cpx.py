@@ -10,7 +10,7 @@ import numpy as np
 from dyntrain.data.formats.frames import check_same_steps, common_length, missing_files, numbers_of, one_cell
 from dyntrain.data.formats.text import beside, head_of, plain_name, reading
 from dyntrain.data.raw import RawRun
-from dyntrain.data.timestamps import settle_time_stamps
+from dyntrain.data.timestamps import settle_time_stamps, stride_of
 from dyntrain.data.trajectory import FloatArray
 from dyntrain.errors import UserError
 from dyntrain.units import AUT, BOHR, FS, HARTREE
@@ -63,6 +63,7 @@ def read_cpx(file: Path) -> RawRun:
         dt_fs=dt_fs,
         breaks=breaks,
         notes=notes + time_notes,
+        stride=stride_of(chosen),
     )
 
 

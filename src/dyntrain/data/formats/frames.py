@@ -54,6 +54,20 @@ def _with_isotopes(labels: Sequence[str], elements: FloatArray) -> FloatArray:
     return masses
 
 
+def restated_masses(numbers: IntArray, masses: FloatArray, stated: Mapping[str, float]) -> FloatArray:
+    """Masses [n_atoms] u with those exchanged that the user states by element.
+
+    Hydrogens that the file has as deuterium or tritium are D and T, the others H.
+    """
+    isotopes = {"D": (1, 1.9, 2.1), "T": (1, 2.9, 3.1), "H": (1, 0.0, 1.9)}
+    restated = masses.copy()
+    for symbol, mass in stated.items():
+        number, above, below = isotopes.get(symbol, (atomic_numbers.get(symbol, 0), 0.0, np.inf))
+        chosen = (numbers == number) & (masses > above) & (masses < below)
+        restated[chosen] = mass
+    return restated
+
+
 def one_cell(cells: Sequence[FloatArray] | FloatArray) -> FloatArray:
     """[3, 3] where all frames have the same cell, else [n_frames, 3, 3]."""
     stacked = np.asarray(cells, dtype=np.float64)
@@ -115,6 +129,19 @@ def check_numbered(numbers: Sequence[int], file: Path | str, frame: int) -> None
             raise UserError(
                 f"{file}, frame {frame}: the force of atom {expected} is missing (atom {found} is there)."
             )
+
+
+def ase_stress(pressures: Sequence[FloatArray | None], unit: float) -> FloatArray | None:
+    """ASE's stress, [n_frames, 6] eV/Å³, of the pressure tensors that codes print; None where one lacks.
+
+    Args:
+        pressures: each [3, 3], positive where the cell wants to grow: −σ.
+        unit: of the numbers, in eV/Å³.
+    """
+    tensors = [p for p in pressures if p is not None]
+    if not tensors or len(tensors) < len(pressures):
+        return None
+    return -unit * np.stack(tensors)[:, [0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]
 
 
 CUT_OFF = "The last frame is incomplete (the run was cut off); it is left out."

@@ -14,7 +14,7 @@ from ase.data import atomic_masses
 from dyntrain.data.formats.frames import one_cell
 from dyntrain.data.keys import KeyMap
 from dyntrain.data.raw import RawRun
-from dyntrain.data.timestamps import settle_time_stamps
+from dyntrain.data.timestamps import settle_time_stamps, stride_of
 from dyntrain.data.trajectory import FloatArray, IntArray
 from dyntrain.data.unit_names import h5md_factor
 from dyntrain.errors import UserError
@@ -142,6 +142,7 @@ class _Group:
             dt_fs=dt_fs,
             breaks=breaks,
             notes=self.notes + notes,
+            stride=self._stride(),
         )
 
     def _frames(self, name: str, quantity: str) -> FloatArray:
@@ -219,6 +220,14 @@ class _Group:
         if values.shape not in shapes:
             raise UserError(f"{self.file}: box edges have shape {values.shape}, expected [3] or [3, 3].")
         return shapes[values.shape](), pbc
+
+    def _stride(self) -> int | None:
+        """A scalar step is the interval (H5MD 1.1)."""
+        step = member(self.group, "position/step", self.file)
+        if not isinstance(step, h5py.Dataset) or step.dtype.kind not in "iu":
+            return None
+        steps = np.asarray(step[...], dtype=np.int64).ravel()
+        return stride_of([0, *steps] if steps.size == 1 else steps.tolist())
 
     def _times(self, n_frames: int) -> FloatArray:
         """fs; a scalar time is the interval (H5MD 1.1)."""

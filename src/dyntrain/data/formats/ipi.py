@@ -19,7 +19,7 @@ from dyntrain.data.formats.frames import (
 from dyntrain.data.formats.text import head_of, plain_name, reading
 from dyntrain.data.formats.xyz import XyzFrames, read_xyz
 from dyntrain.data.raw import RawRun
-from dyntrain.data.timestamps import settle_time_stamps
+from dyntrain.data.timestamps import settle_time_stamps, stride_of
 from dyntrain.data.trajectory import FloatArray
 from dyntrain.errors import UserError
 from dyntrain.units import AUT, BOHR, FS, HARTREE
@@ -107,6 +107,7 @@ def _assemble(file: Path, named: dict[str, Path], properties: Path) -> RawRun:
         dt_fs=dt_fs,
         breaks=breaks,
         notes=notes + time_notes,
+        stride=stride_of(chosen),
     )
 
 

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from dyntrain.data.formats.frames import CUT_OFF, left_out, missing_files, numbers_of, one_cell
+from dyntrain.data.formats.frames import CUT_OFF, ase_stress, left_out, missing_files, numbers_of, one_cell
 from dyntrain.data.formats.text import Lines, beside, floats, plain_name, reading
 from dyntrain.data.formats.vasprun import read_vasprun
 from dyntrain.data.raw import RawRun
-from dyntrain.data.timestamps import settle_time_stamps
+from dyntrain.data.timestamps import settle_time_stamps, stride_of
 from dyntrain.data.trajectory import FloatArray, check_cell, check_finite
 from dyntrain.errors import UserError
+from dyntrain.units import KBAR
 
 # OUTCAR prints positions with five decimals; XDATCAR's must agree with them to that.
 _DIGITS = 3e-5
@@ -69,6 +70,8 @@ class _Outcar:
         self.forces: list[FloatArray] = []
         self.cells: list[FloatArray] = []
         self.energies: list[float] = []
+        self.pressures: list[FloatArray | None] = []
+        self.pressure: FloatArray | None = None
         self.steps: list[int] = []
         self.step = 0
 
@@ -77,6 +80,10 @@ class _Outcar:
             lines.take(1)
             self.pending = lines.floats(sum(self.counts), count=6)
             self.step += 1
+        elif line.startswith("  in kB "):
+            # XX YY ZZ XY YZ ZX, of the electrons and ions alone: what the motion adds stands further below.
+            xx, yy, zz, xy, yz, zx = (float(word) for word in line.split()[2:8])
+            self.pressure = np.array([[xx, xy, zx], [xy, yy, yz], [zx, yz, zz]])
         elif "free  energy   TOTEN" in line:
             self._frame(float(line.split("=")[1].split()[0]))
         elif "direct lattice vectors" in line:
@@ -117,7 +124,8 @@ class _Outcar:
         self.cells.append(self.cell)
         self.energies.append(energy)
         self.steps.append(self.step)
-        self.pending = None
+        self.pressures.append(self.pressure)
+        self.pending = self.pressure = None
 
     def finish(self, cut: bool) -> RawRun:
         if not self.positions:
@@ -147,6 +155,8 @@ class _Outcar:
             dt_fs=dt_fs,
             breaks=breaks,
             notes=self.notes + time_notes,
+            stride=stride_of(self.steps),
+            stress=ase_stress(self.pressures, KBAR),
         )
 
 

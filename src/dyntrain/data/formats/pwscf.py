@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dyntrain.data.formats.frames import check_numbered, left_out, numbers_of, one_cell
+from dyntrain.data.formats.frames import ase_stress, check_numbered, left_out, numbers_of, one_cell
 from dyntrain.data.formats.text import Lines, floats, reading
 from dyntrain.data.raw import RawRun
-from dyntrain.data.timestamps import settle_time_stamps
+from dyntrain.data.timestamps import settle_time_stamps, stride_of
 from dyntrain.data.trajectory import FloatArray
 from dyntrain.errors import UserError
 from dyntrain.units import AUT, BOHR, FS, HARTREE
@@ -48,6 +48,7 @@ class _Pwscf:
         self.forces: list[FloatArray] = []
         self.cells: list[FloatArray] = []
         self.energies: list[float] = []
+        self.pressures: list[FloatArray | None] = []
         self.steps: list[int] = []
         self.step = 0
         self.dropped = 0
@@ -59,6 +60,8 @@ class _Pwscf:
             self.energy = float(line.split("=")[1].split()[0]) * _RYDBERG
         elif "Forces acting on atoms" in line:
             self._frame(lines)
+        elif "total   stress  (Ry/bohr**3)" in line and self.pressures and self.pressures[-1] is None:
+            self.pressures[-1] = lines.floats(3)  # of the frame whose forces stand above
         elif line.startswith("ATOMIC_POSITIONS"):
             self._positions(line, lines)
         elif line.startswith("CELL_PARAMETERS"):
@@ -144,6 +147,7 @@ class _Pwscf:
         self.cells.append(self.cell)
         self.energies.append(self.energy)
         self.steps.append(self.step)
+        self.pressures.append(None)
         self.next_positions = self.energy = None
 
     def finish(self, cut: bool) -> RawRun:
@@ -176,6 +180,8 @@ class _Pwscf:
             dt_fs=dt_fs,
             breaks=breaks,
             notes=[*notes, *left_out(self.dropped + (self.energy is not None))],
+            stride=stride_of(self.steps),
+            stress=ase_stress(self.pressures, _RYDBERG / BOHR**3),
         )
 
 

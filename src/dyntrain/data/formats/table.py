@@ -46,7 +46,7 @@ def _plain(read: Callable[[Path], RawRun]) -> Callable[[Path, KeyMap], RawRun]:
 
 def _paper(file: Path, keys: KeyMap) -> RawRun:
     velocities = velocity_file(file)
-    return read_ase(file, keys) if velocities is None else read_paper_layout(file, velocities)
+    return read_ase(file, keys) if velocities is None else read_paper_layout(file, velocities, keys)
 
 
 # The first that matches takes the file; what none takes goes to ASE, which knows some hundred formats.

@@ -9,11 +9,12 @@ from typing import IO
 
 import numpy as np
 
-from dyntrain.data.formats.frames import CUT_OFF, numbers_of, one_cell
+from dyntrain.data.formats.frames import CUT_OFF, ase_stress, numbers_of, one_cell
 from dyntrain.data.formats.text import DAMAGE, damaged, open_packed
 from dyntrain.data.raw import RawRun
 from dyntrain.data.trajectory import FloatArray, check_finite
 from dyntrain.errors import UserError
+from dyntrain.units import KBAR
 
 # expat's codes for a document that ends too early: the job was killed, what came before is good.
 _ENDS_EARLY = (3, 5)
@@ -63,6 +64,7 @@ class _Vasprun:
         self.forces: list[FloatArray] = []
         self.cells: list[FloatArray] = []
         self.energies: list[float] = []
+        self.pressures: list[FloatArray | None] = []
 
     def take(self, element: ET.Element) -> None:
         if element.tag == "parameters":
@@ -120,6 +122,8 @@ class _Vasprun:
         self.positions.append(fractional @ cell)
         self.forces.append(_vectors(forces))
         self.energies.append(float(energy.text or ""))
+        pressure = _vectors(element.find("varray[@name='stress']"))
+        self.pressures.append(pressure if pressure.shape == (3, 3) else None)
         shapes = {self.positions[-1].shape, self.forces[-1].shape, (len(self.labels), 3)}
         if len(shapes) > 1 or not self.labels:
             raise UserError(
@@ -141,6 +145,7 @@ class _Vasprun:
             masses=np.array(self.masses),
             dt_fs=self.potim,
             notes=self.notes,
+            stress=ase_stress(self.pressures, KBAR),
         )
 
 
