@@ -122,6 +122,13 @@ def test_pairs_at_the_cutoff_itself_are_out() -> None:
     assert pairs_of(neighbor_list(state, np.nextafter(2.0, 3.0))) == [(0, 1, 0, 0, 0)]
 
 
+def test_far_spread_atoms_in_a_plane() -> None:
+    """vesin 0.6 ends the process by SIGFPE where such a plane lies along the axes."""
+    positions = [[0.0, 0.0, 0.0], [400.0, 0.0, 1600.0], [200.0, 0.0, 400.0], [200.0, 0.0, 401.0]]
+    pairs = neighbor_list(State.from_ase(Atoms("H4", positions=positions)), 2.0)
+    assert (pairs.i.tolist(), pairs.j.tolist()) == ([2], [3])
+
+
 def test_both_directions_are_opposite() -> None:
     state = argon_crystal()
     neighbors = neighbor_list(state, 7.0)

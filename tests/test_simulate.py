@@ -10,19 +10,14 @@ import ase.io
 import numpy as np
 import pytest
 import torch
-import typer
 from ase import Atoms
 from ase.build import bulk, molecule
-from ase.constraints import FixAtoms
-from typer.testing import CliRunner, Result
 
-from dyntrain.cli.md import md
 from dyntrain.errors import UserError
 from dyntrain.models.analytic import Harmonic, LennardJones, Morse
-from dyntrain.models.files import build_model, save_model
 from dyntrain.neighbors import NeighborList, VerletNeighbors
 from dyntrain.potential import Conservative, Potential, Prediction
-from dyntrain.rollout import BurstGuard, Frame
+from dyntrain.rollout import BurstGuard
 from dyntrain.simulate import (
     TrajectoryWriter,
     check_start,
@@ -291,120 +286,3 @@ def test_a_system_that_has_burst_cannot_be_written() -> None:
 def test_a_file_that_cannot_be_written_is_refused(tmp_path: Path, name: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         TrajectoryWriter(tmp_path / name)
-
-
-# --- the command --------------------------------------------------------------------------------------
-
-app = typer.Typer()
-app.command()(md)
-
-
-def run_md(*words: object) -> Result:
-    return CliRunner().invoke(app, [str(word) for word in words])
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("model") / "model.pt"
-    save_model(Conservative(build_model("egnn", elements=[1, 8], width=8, n_channels=4)), path)
-    return path
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Path:
-    ase.io.write(tmp_path / "start.xyz", molecule("H2O"))
-    return tmp_path / "start.xyz"
-
-
-def test_md_runs_and_repeats(model: Path, start: Path, tmp_path: Path) -> None:
-    frames = {}
-    for name in ("one.traj", "two.traj"):
-        done = run_md(
-            model, start, "--steps", 20, "--temperature", 300, "--every", 5, "--output", tmp_path / name
-        )
-        assert done.exit_code == 0, done.output
-        frames[name] = ase.io.read(tmp_path / name, ":")
-    assert "H2O, 300.0 K, closest pair 0.969 Å" in done.stdout
-    assert "20 steps (10 fs)" in done.stdout and "ns/day" in done.stdout and "5 frames in" in done.stdout
-    assert [atoms.info["step"] for atoms in frames["one.traj"]] == [0, 5, 10, 15, 20]
-    for one, two in zip(*frames.values(), strict=True):
-        assert np.array_equal(one.positions, two.positions)
-
-
-def test_md_goes_on_from_a_files_velocities(model: Path, start: Path, tmp_path: Path) -> None:
-    whole, first, second = (tmp_path / f"{name}.traj" for name in ("whole", "first", "second"))
-    assert run_md(model, start, "--steps", 20, "--temperature", 300, "--output", whole).exit_code == 0
-    assert run_md(model, start, "--steps", 10, "--temperature", 300, "--output", first).exit_code == 0
-    assert run_md(model, first, "--steps", 10, "--output", second).exit_code == 0
-    ends = [ase.io.read(path).positions for path in (whole, second)]
-    np.testing.assert_allclose(*ends, rtol=0, atol=1e-12)
-
-
-def test_md_that_bursts_says_so_and_keeps_what_it_has(start: Path, tmp_path: Path) -> None:
-    # A model that was never trained, with forces a million times too large.
-    torch.manual_seed(0)
-    network = build_model("egnn", elements=[1, 8], width=8, n_channels=4)
-    network.set_statistics(torch.zeros(2, dtype=torch.float64), 1e6, 2.0)
-    save_model(Conservative(network), tmp_path / "wild.pt")
-    done = run_md(
-        tmp_path / "wild.pt", start, "--steps", 50, "--temperature", 300, "--output", tmp_path / "run.traj"
-    )
-    assert done.exit_code == 1
-    assert "the run failed after step 0 (0 fs): atom" in done.stderr
-    assert len(ase.io.read(tmp_path / "run.traj", ":")) == 1
-
-
-def test_md_that_is_interrupted_keeps_what_it_has(
-    model: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted_at_step_20(frame: Frame, dt: float, system: int = 0) -> Atoms:
-        if frame.step == 20:
-            raise KeyboardInterrupt
-        return frame_to_ase(frame, dt, system)
-
-    monkeypatch.setattr("dyntrain.simulate.frame_to_ase", interrupted_at_step_20)
-    done = run_md(model, start, "--steps", 50, "--temperature", 300, "--output", tmp_path / "run.traj")
-    assert done.exit_code == 130
-    assert "stopped by the user after step 20; 2 frames in" in done.stdout
-    assert len(ase.io.read(tmp_path / "run.traj", ":")) == 2
-
-
-@pytest.mark.parametrize(
-    ("make", "options", "words"),
-    [
-        (None, (), "is not there"),
-        (lambda path: path.write_text("rubbish"), (), "cannot be read as a structure"),
-        (molecule("H2O"), (), "holds no velocities: draw them with --temperature"),
-        (molecule("CH4"), ("--temperature", 300), "holds C, but the model knows only H, O"),
-        (molecule("H2O"), ("--temperature", -1), "--temperature must lie between"),
-        (molecule("H2O"), ("--temperature", 300, "--dt", 0), "--dt must be a time step in fs"),
-        (molecule("H2O"), ("--temperature", 300, "--device", "tpu"), "--device must be one of auto, cpu"),
-        (molecule("H2O"), ("--temperature", 300, "--precision", "half"), "precision must be float32"),
-        (molecule("H2O"), ("--temperature", 300, "--output", "run.pdb"), "ends otherwise"),
-        (Atoms("OH", [[0, 0, 0], [0, 0, 0.2]]), ("--temperature", 300), "only 0.200 Å apart"),
-        (
-            Atoms("H", [[0, 0, 0]], constraint=FixAtoms([0])),
-            ("--temperature", 300),
-            "fixes atoms",
-        ),
-    ],
-)
-def test_md_refuses(
-    model: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    make: Atoms | Callable[[Path], object] | None,
-    options: tuple[object, ...],
-    words: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "start.traj"
-    if isinstance(make, Atoms):
-        ase.io.write(path, make)
-    elif make is not None:
-        make(path)
-    done = run_md(model, path, "--steps", 5, *options)
-    assert isinstance(done.exception, UserError), done.output
-    assert words in str(done.exception)
-    assert not list(tmp_path.glob("md.traj*"))

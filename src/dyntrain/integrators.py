@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -48,6 +49,25 @@ def _finished(v: Tensor, force_old: Tensor, force_new: Tensor, mass: Tensor, dt:
     return v + 0.5 * (force_old + force_new) / mass * dt
 
 
+class Step(Protocol):
+    """One step of the systems it was selected for: ``drift``, then new forces, then ``finish``."""
+
+    def drift(self, state: State, forces: Tensor, kick: Tensor | None = None) -> State: ...
+
+    def finish(
+        self, state: State, forces_old: Tensor, forces_new: Tensor, kick: Tensor | None = None
+    ) -> State: ...
+
+
+class Integrator(Protocol):
+    """What a roll-out moves by: velocity Verlet, alone or between the half steps of a thermostat.
+
+    Of one step ``drift`` may be called again with fewer systems (some have burst); ``finish`` ends it.
+    """
+
+    def select(self, systems: Tensor) -> Step: ...
+
+
 class VelocityVerlet:
     """Velocity Verlet (Swope et al., J. Chem. Phys. 76, 637 (1982)).
 
@@ -55,15 +75,12 @@ class VelocityVerlet:
         F(k+1) = potential(r(k+1))                        (the caller's)
         v(k+1) = v(k) + ½ (F(k) + F(k+1))/m dt            ``finish``
 
-    ========= =================== =============
-    equation  variable            unit
-    ========= =================== =============
-    r         state.positions     Å
-    v         state.velocities    Å / ASE time
-    F         forces              eV/Å
-    m         state.inertia()     u (infinite: fixed)
-    dt        dt                  ASE time
-    ========= =================== =============
+        equation  variable          unit
+        r         state.positions   Å
+        v         state.velocities  Å / ASE time
+        F         forces            eV/Å
+        m         state.inertia()   u (infinite: fixed)
+        dt        dt                ASE time
 
     Args:
         dt: time step, a number or one a system [n_systems], in ASE time (``dt_fs * units.FS``).
@@ -102,7 +119,9 @@ class VelocityVerlet:
         """The kicks of a recorded run (METHOD: idea 2).
 
         Args:
-            positions, velocities, forces: the recording, each [n_frames, n_atoms, 3].
+            positions: of the recording, [n_frames, n_atoms, 3].
+            velocities: likewise.
+            forces: likewise.
             state: gives masses, cell and numbering (its positions and velocities are not used).
 
         Returns:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dyntrain.integrators import Kicks, VelocityVerlet
+from dyntrain.integrators import Integrator, Kicks
 from dyntrain.neighbors import Neighbors, VerletNeighbors
 from dyntrain.potential import Potential, Prediction
 from dyntrain.state import State
@@ -86,6 +86,22 @@ class Frame:
     systems: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class Resumed:
+    """Where an earlier roll-out stands: its last frame, and the energies of its start, [n_systems] eV."""
+
+    frame: Frame
+    start_energy: Tensor
+
+
+class Guard(Protocol):
+    """Which systems of a step may stay, bool [n_systems]; the others have burst."""
+
+    def moves_in_bounds(self, old: State, new: State) -> Tensor: ...
+
+    def prediction_in_bounds(self, state: State, prediction: Prediction, start_energy: Tensor) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class BurstGuard:
     """When a roll-out counts as burst: its numbers are beyond reason and must not reach a loss.
@@ -119,13 +135,14 @@ class BurstGuard:
 def rollout(
     potential: Potential,
     state: State,
-    integrator: VelocityVerlet,
+    integrator: Integrator,
     n_steps: int,
     *,
     backprop: Backprop,
     kicks: Kicks | None = None,
     neighbors: Neighbors | None = None,
-    guard: BurstGuard | None = None,
+    guard: Guard | None = None,
+    resumed: Resumed | None = None,
 ) -> Iterator[Frame]:
     """Let ``potential`` move the atoms and yield n_steps + 1 frames, the start included.
 
@@ -141,6 +158,7 @@ def rollout(
         neighbors: default ``VerletNeighbors(potential.cutoff)``, exact.
         guard: drops the systems that burst (later frames hold fewer; none left: the iteration ends);
             None lets everything through.
+        resumed: go on after this frame of an earlier roll-out from the same start; it is not yielded again.
 
     Yields:
         Frame 0 … n_steps.
@@ -150,18 +168,22 @@ def rollout(
     neighbors = neighbors if neighbors is not None else VerletNeighbors(potential.cutoff)
     job = _Job(potential, integrator, n_steps, kicks, neighbors, guard)
     if isinstance(backprop, Adjoint) and torch.is_grad_enabled():
+        if resumed is not None:
+            raise ValueError("a roll-out with the adjoint's gradient cannot be resumed: start it anew")
         return _adjoint_frames(job, state)
+    if resumed is not None:
+        return _frames_after(job, state, resumed.frame, resumed.start_energy, backprop.block)
     return _frames(job, state, backprop.block)
 
 
 @dataclass(frozen=True, eq=False)
 class _Job:
     potential: Potential
-    integrator: VelocityVerlet
+    integrator: Integrator
     n_steps: int
     kicks: Kicks | None
     neighbors: Neighbors
-    guard: BurstGuard | None
+    guard: Guard | None
 
     def predict(self, state: State) -> Prediction:
         return self.potential(state, self.neighbors(state))
@@ -213,7 +235,13 @@ def _frames(job: _Job, start: State, block: int | None) -> Iterator[Frame]:
             prediction = job.predict(state)
     frame = Frame(0, state, prediction, systems)
     yield frame
-    for step in range(job.n_steps):
+    yield from _frames_after(job, start, frame, start_energy, block)
+
+
+def _frames_after(
+    job: _Job, start: State, frame: Frame, start_energy: Tensor, block: int | None
+) -> Iterator[Frame]:
+    for step in range(frame.step, job.n_steps):
         if block is not None and (step + 1) % block == 0:
             frame = _detached(frame)
         following = _next_frame(job, frame, start, start_energy)
