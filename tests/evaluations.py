@@ -1,15 +1,17 @@
-"""A recorded run of a known potential, and made-up results, that tests of evaluation and report share."""
+"""Runs and potentials that are known, and made-up results, that tests of evaluation and report share."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+import torch
 
 from dyntrain.data.trajectory import Trajectory
-from dyntrain.evaluate import FreeRuns, ModelResult, OneStepErrors, RolloutErrors
+from dyntrain.evaluate import FailureCriterion, FreeRuns, ModelResult, OneStepErrors, RolloutErrors
 from dyntrain.models.analytic import Morse
-from dyntrain.potential import Conservative
+from dyntrain.neighbors import NeighborList
+from dyntrain.potential import Conservative, Potential, Prediction
 from dyntrain.simulate import simulate
 from dyntrain.state import State
 from dyntrain.units import FS, KB
@@ -46,18 +48,57 @@ def record(
     return Trajectory(*columns, atomic_numbers=NUMBERS, masses=MASSES, **settings)
 
 
-def made_up(name: str, errors: Any, n_failed: int = 0, n_runs: int = 8) -> ModelResult:
+def made_up(
+    name: str, errors: Any, n_failed: int = 0, n_runs: int = 8, failure_fs: float = 500.0
+) -> ModelResult:
     """A result with the given force error [n_times, n_starts] at 0, 10, 25, 50 fs and failed free runs."""
     errors = np.asarray(errors, dtype=float)
     times = np.array([0.0, 10.0, 25.0, 50.0])[: len(errors)]
     rollout = RolloutErrors(
         times, errors, errors, {"H": errors}, errors, errors,
-        tuple((f"run{k}", 0) for k in range(errors.shape[1])), 50.0, 0.0, None,
+        tuple((f"run{k}", 0) for k in range(errors.shape[1])), 50.0, 0.0, np.full_like(errors, np.nan), None,
         OneStepErrors(1, 0.1, 0.1, {"H": 0.1}, 1.0, 1.0),
     )  # fmt: skip
     failed = np.arange(n_runs) < n_failed
     free = FreeRuns(
-        np.array([0.0, 1000.0]), np.zeros((2, n_runs)), np.where(failed, 500.0, 1000.0), failed,
-        {int(k): "burst" for k in np.flatnonzero(failed)}, np.zeros(n_runs), 1000.0, 0.5, "it fails", 1.0,
+        np.array([0.0, 1000.0]), np.zeros((2, n_runs)), np.ones((2, n_runs)),
+        np.where(failed, failure_fs, 1000.0), failed, {int(k): "burst" for k in np.flatnonzero(failed)},
+        1000.0, 0.5, FailureCriterion(), 1.0, np.ones(n_runs),
     )  # fmt: skip
     return ModelResult(name, rollout, free)
+
+
+class BreaksBeyond(Potential):
+    """The true potential, until an atom is further than ``limit`` from where its system started."""
+
+    cutoff = 10.0
+
+    def __init__(self, limit: float) -> None:
+        super().__init__()
+        self.limit = limit
+
+    def forward(self, state: State, neighbors: NeighborList) -> Prediction:
+        energy, forces = TRUE(state, neighbors)
+        far = state.positions.norm(dim=-1) > self.limit
+        return Prediction(energy, torch.where(far[:, None], torch.nan, forces))
+
+
+def dimer(speed: float = 0.0) -> State:
+    return State.from_arrays(
+        [[0, 0, 0], [0, 0, 0.75]], [1, 1], [1.0, 1.0], velocities=[[0, 0, -speed], [0, 0, speed]]
+    )
+
+
+class Nothing(Potential):
+    """No forces at all, or a constant energy gain ``rate`` (eV/Å) with the way along z."""
+
+    cutoff = 5.0
+
+    def __init__(self, rate: float = 0.0) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, state: State, neighbors: NeighborList) -> Prediction:
+        along = self.rate * state.positions[:, 2]
+        energy = torch.zeros(state.n_systems, dtype=torch.float64).index_add(0, state.system_idx, along)
+        return Prediction(energy, torch.zeros_like(state.positions))

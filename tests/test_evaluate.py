@@ -2,44 +2,42 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 
 import ase.io
+import ase.units
 import numpy as np
 import pytest
 import torch
 import typer
 from ase import Atoms
+from ase.calculators.lj import LennardJones
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.md.verlet import VelocityVerlet
 from typer.testing import CliRunner, Result
 
 from dyntrain.cli.evaluate import evaluate, model_names
 from dyntrain.data.trajectory import Trajectory
 from dyntrain.errors import UserError
 from dyntrain.evaluate import (
-    FailureCriterion,
+    EvaluationSettings,
     ModelResult,
-    criterion_for,
     evaluate_model,
-    free_runs,
-    judge,
     one_step_errors,
-    pick_starts,
     rollout_errors,
     summary_rows,
 )
-from dyntrain.evaluate.verdict import fisher_test, sign_test
 from dyntrain.models.analytic import Harmonic
 from dyntrain.models.files import build_model, save_model
 from dyntrain.neighbors import NeighborList
 from dyntrain.potential import Conservative, Potential, Prediction
 from dyntrain.simulate import simulate
-from dyntrain.state import State, concatenate
+from dyntrain.state import State
 from dyntrain.units import FS
-from evaluations import MASSES, NEAR, NUMBERS, TRUE, made_up, record
+from evaluations import MASSES, NEAR, NUMBERS, TRUE, BreaksBeyond, made_up, record
 
 
 @pytest.fixture(scope="module")
@@ -140,21 +138,6 @@ def test_one_step_errors_by_hand(nve: Trajectory) -> None:
     assert one.energy_mae_shifted == pytest.approx(np.abs(energy - energy.mean()).mean())
 
 
-class BreaksBeyond(Potential):
-    """The true potential, until an atom is further than ``limit`` from where its system started."""
-
-    cutoff = 10.0
-
-    def __init__(self, limit: float) -> None:
-        super().__init__()
-        self.limit = limit
-
-    def forward(self, state: State, neighbors: NeighborList) -> Prediction:
-        energy, forces = TRUE(state, neighbors)
-        far = state.positions.norm(dim=-1) > self.limit
-        return Prediction(energy, torch.where(far[:, None], torch.nan, forces))
-
-
 def test_burst_starts_are_counted_and_not_dropped(nve: Trajectory) -> None:
     reach = np.linalg.norm(nve.positions, axis=-1).max(1)
     found = rollout_errors(BreaksBeyond(np.quantile(reach, 0.9)), [nve], horizon_fs=30.0, n_starts=8)
@@ -206,195 +189,20 @@ def test_progress_ends_at_its_total(nve: Trajectory) -> None:
     assert list(done) == sorted(done) and done[-1] == totals[-1] and len(set(totals)) == 1
 
 
-# --- free runs ----------------------------------------------------------------------------------------
-
-
-def dimer(speed: float = 0.0) -> State:
-    return State.from_arrays(
-        [[0, 0, 0], [0, 0, 0.75]], [1, 1], [1.0, 1.0], velocities=[[0, 0, -speed], [0, 0, speed]]
-    )
-
-
-class Nothing(Potential):
-    """No forces at all, or a constant energy gain ``rate`` (eV/Å) with the way along z."""
-
-    cutoff = 5.0
-
-    def __init__(self, rate: float = 0.0) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, state: State, neighbors: NeighborList) -> Prediction:
-        along = self.rate * state.positions[:, 2]
-        energy = torch.zeros(state.n_systems, dtype=torch.float64).index_add(0, state.system_idx, along)
-        return Prediction(energy, torch.zeros_like(state.positions))
-
-
-def test_a_free_dimer_fails_when_its_bond_is_half_an_angstrom_longer() -> None:
-    # Relative speed 0.02 Å/fs: 0.5 Å off after 25 fs; the check is at every step and strict.
-    runs = free_runs(Nothing(), concatenate([dimer(0.01 / FS), dimer()]), 0.3 * FS, 60.0)
-    assert runs.failed.tolist() == [True, False]
-    assert runs.failure_fs.tolist() == pytest.approx([25.2, 60.0])
-    assert runs.reasons == {0: "a bond length is off by 0.50 Å"}
-    assert runs.time_to_failure() == {
-        "median": pytest.approx(25.2),
-        "restricted_mean": pytest.approx((25.2 + 60.0) / 2),
-        "n_failed": 1,
-        "n_runs": 2,
-        "run_length_fs": pytest.approx(60.0),
-    }
-    shown = np.isfinite(runs.total_energy)
-    assert (shown[:, 0] == (runs.times_fs < 25.1)).all() and shown[:, 1].all()
-
-
-def test_an_energy_that_is_off_by_one_electronvolt_is_a_failure() -> None:
-    # Both atoms move along z at 0.02 Å/fs; the energy rises by 2 · 0.5 eV/Å · 0.02 Å/fs: 1 eV after 50 fs.
-    moving = dimer().replace(velocities=torch.tensor([[0, 0, 0.02 / FS]] * 2, dtype=torch.float64))
-    runs = free_runs(Nothing(rate=0.5), moving, 0.3 * FS, 90.0)
-    assert runs.failure_fs.tolist() == pytest.approx([50.1])
-    assert runs.reasons == {0: "the total energy is off by +1.00 eV"}
-    assert runs.times_fs[-1] < 51, "no step is taken once all runs have failed"
-
-
-def test_the_drift_is_that_of_the_total_energy() -> None:
-    moving = dimer().replace(velocities=torch.tensor([[0, 0, 0.02 / FS]] * 2, dtype=torch.float64))
-    rate = 1e-5  # eV/Å, times 0.02 Å/fs an atom: 2e-7 eV/fs/atom = 0.2 meV/atom/ps
-    runs = free_runs(Nothing(rate), concatenate([moving, moving]), 1.0 * FS, 150.0)
-    assert runs.drift == pytest.approx([0.2, 0.2])
-    assert runs.drift_meV_atom_ps == pytest.approx(0.2)
-    assert runs.total_energy[-1] == pytest.approx([3e-5, 3e-5])
-    assert free_runs(Nothing(rate), moving, 1.0 * FS, 90.0).drift_meV_atom_ps is None  # too short to tell
-
-
-def test_a_conserving_potential_does_not_drift(nve: Trajectory) -> None:
-    runs = free_runs(TRUE, pick_starts([nve], 3), nve.dt, 400.0)
-    assert not runs.failed.any()
-    assert np.abs(runs.drift).max() < 0.01
-    assert runs.time_to_failure()["median"] is None
-
-
-def test_a_burst_is_a_failure_with_its_reason(nve: Trajectory) -> None:
-    starts = pick_starts([nve], 2)
-    limit = 1.02 * float(starts.positions.norm(dim=-1).max())
-    runs = free_runs(BreaksBeyond(limit), starts, nve.dt, 2000.0)
-    assert runs.failed.all()
-    for run, reason in runs.reasons.items():
-        assert reason.startswith("burst: the force on atom") and 0 < runs.failure_fs[run] < 2000
-    at_once = free_runs(BreaksBeyond(0.1), starts, nve.dt, 50.0)
-    assert at_once.failed.all() and at_once.failure_fs.tolist() == [0.0, 0.0]
-    assert at_once.drift_meV_atom_ps is None
-
-
-def test_the_criterion_is_one_that_the_recording_passes(nve: Trajectory) -> None:
-    assert criterion_for([nve]) == FailureCriterion()
-    apart = nve.positions.copy()
-    apart[:, 1] += np.linspace(0, 2, len(nve))[:, None]  # the H leaves: a reaction
-    reactive = criterion_for([nve, nve.replace(positions=apart)])
-    assert reactive.bond_change is None
-    smallest = min(np.linalg.norm(p[i] - p[j]) for p in nve.positions for i in range(4) for j in range(i))
-    assert reactive.closest == pytest.approx(0.8 * smallest, rel=0.02)
-    runs = free_runs(Nothing(), dimer(-0.01 / FS), 0.5 * FS, 30.0, criterion=reactive)
-    assert runs.failure_fs[0] == pytest.approx((0.75 - reactive.closest) / 0.02, abs=0.5)
-    assert "a pair is closer than" in runs.reasons[0]
-
-
-def test_bonds_across_the_boundary_are_watched() -> None:
-    start = State.from_arrays(
-        [[0.1, 2, 2], [5.65, 2, 2]],
-        [1, 1],
-        [1.0, 1.0],
-        velocities=[[0.01 / FS, 0, 0], [-0.01 / FS, 0, 0]],
-        cell=np.eye(3) * 6,
-        pbc=[True] * 3,
-    )
-    runs = free_runs(Nothing(), start, 0.3 * FS, 60.0)
-    assert runs.failure_fs.tolist() == pytest.approx([25.2])
-
-
-# --- verdict and numbers ------------------------------------------------------------------------------
-
-
-RANDOM = np.random.default_rng(0)
-LOW = RANDOM.uniform(0.1, 0.2, size=(4, 16))
-
-
-def test_tests_of_significance_against_tables() -> None:
-    assert sign_test(16, 0) == pytest.approx(2 / 2**16)
-    assert sign_test(13, 3) == pytest.approx(0.0213, abs=1e-4)
-    assert sign_test(8, 8) == 1.0
-    assert fisher_test(8, 8, 0, 8) == pytest.approx(2 / math.comb(16, 8))
-    assert fisher_test(1, 10, 11, 14) == pytest.approx(0.00276, abs=1e-5)  # of the textbook tea-lady kind
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "winner", "words"),
-    [
-        (made_up("A", LOW), made_up("B", 2 * LOW), "A", "A follows the recording more closely than B"),
-        (made_up("A", 2 * LOW), made_up("B", LOW), "B", "closer in 16 of the 16 roll-outs"),
-        (
-            made_up("A", LOW),
-            made_up("B", LOW[:, ::-1]),
-            None,
-            "follows the recording more closely is not settled",
-        ),
-        (made_up("A", LOW, 8), made_up("B", LOW[:, ::-1], 1), "B", "B is more stable"),
-        (made_up("A", LOW, 3), made_up("B", LOW[:, ::-1], 1), None, "chance explains that"),
-        (made_up("A", LOW, 8), made_up("B", 2 * LOW, 0), None, "B is more stable"),
-        (
-            made_up("A", np.where(np.arange(16) < 14, np.nan, LOW)),
-            made_up("B", 2 * LOW),
-            "B",
-            "against burst eV/Å",
-        ),
-    ],
-    ids=["A", "B", "equal", "stable", "too few", "mixed", "burst"],
-)
-def test_the_verdict_follows_the_numbers(
-    one: ModelResult, other: ModelResult, winner: str | None, words: str
-) -> None:
-    verdict = judge([one, other])
-    assert verdict.winner == winner
-    assert (winner or "No clear winner") in verdict.headline
-    assert words in " ".join(verdict.reasons)
-
-
-def test_roll_outs_that_overlap_are_not_counted_as_independent() -> None:
-    def spaced(name: str, errors: np.ndarray, spacing: int) -> ModelResult:
-        result = made_up(name, errors)
-        starts = tuple(("run", spacing * k) for k in range(errors.shape[1]))
-        return dataclasses.replace(result, rollout=dataclasses.replace(result.rollout, starts=starts))
-
-    # Frames are 10 fs apart. At 50 fs starts 2 frames apart leave every third one: 6 of 16.
-    verdict = judge([spaced("A", LOW, 2), spaced("B", 2 * LOW, 2)])
-    assert verdict.winner == "A" and "closer in 6 of the 6 roll-outs" in verdict.reasons[2]
-    assert "after 50 fs" in verdict.reasons[2]
-    # One frame apart leaves 4 at 50 fs, but 6 at 25 fs.
-    assert "after 25 fs" in judge([spaced("A", LOW, 1), spaced("B", 2 * LOW, 1)]).reasons[2]
-    near = judge([spaced("A", LOW[:, :5], 1), spaced("B", 2 * LOW[:, :5], 1)])
-    assert near.winner is None and "too short to say" in near.reasons[2]
-
-
-def test_one_model_is_judged_by_itself_and_three_by_pairs() -> None:
-    alone = judge([made_up("A", LOW, 2)])
-    assert alone.winner is None and "2 of 8 free runs failed within 1 ps" in alone.headline
-    three = judge([made_up("A", 3 * LOW), made_up("B", LOW), made_up("C", 2 * LOW)])
-    assert three.winner == "B" and three.headline == "B is better than A and C here."
+# --- the numbers and the command ----------------------------------------------------------------------
 
 
 def test_what_was_measured_goes_to_json(nve: Trajectory) -> None:
-    result = evaluate_model(
-        "model", NEAR, [nve], horizon_fs=20.0, n_starts=3, n_free_runs=2, free_length_fs=30.0
-    )
+    settings = EvaluationSettings(horizon_fs=20.0, n_starts=3, n_free_runs=2, free_length_fs=30.0)
+    result = evaluate_model("model", NEAR, [nve], settings)
     plain = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert plain["force_mae_eV_A"].keys() == {"0", "10"}
     assert plain["rollout"]["n_alive"] == [3] * 41 and plain["rollout"]["kicks_applied"] is True
     assert plain["time_to_failure_fs"]["median"] is None
     assert plain["drift_meV_atom_ps"] is None  # 30 fs are too short for one
-    burst = made_up("A", np.where(np.arange(4)[:, None] > 1, np.nan, LOW))
+    burst = made_up("A", np.where(np.arange(4)[:, None] > 1, np.nan, np.full((4, 16), 0.1)))
     assert burst.to_dict()["force_mae_eV_A"]["50"] is None
 
-
-# --- the command --------------------------------------------------------------------------------------
 
 app = typer.Typer()
 app.command()(evaluate)
@@ -475,3 +283,69 @@ def test_evaluate_refuses(
     done = run_evaluate(files.get(model, "none.pt"), files.get(run, "none.traj"), *options)
     assert isinstance(done.exception, UserError), done.output
     assert words in str(done.exception)
+
+
+def test_the_command_audits_with_a_reference_and_stores_what_it_computed(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    options, store, numbers = tmp_path / "lj.yaml", tmp_path / "store", tmp_path / "n.json"
+    options.write_text("epsilon: 0.01\n")
+    run = tmp_path / "lj.traj"
+    atoms = ase.io.read(files["run"], 0)
+    atoms.info.clear()
+    atoms.calc = LennardJones(epsilon=0.01)
+    with VelocityVerlet(atoms, timestep=0.5 * ase.units.fs, trajectory=str(run)) as dynamics:
+        dynamics.run(40)
+    words = ("--reference", "lj", "--calculator", options, "--reference-store", store, "--audit-runs", 1)
+    for _ in range(2):
+        done = run_evaluate(files["a"], run, *words, "--json", numbers, *FAST)
+        assert done.exit_code == 0, done.output
+        assert "audit: force error at 0 fs (eV/Å)" in done.stdout
+    assert len(list(store.rglob("*.npz"))) == 3 + 1
+    audit = json.loads(numbers.read_text())["models"][0]["audit"]
+    assert audit["reference"] == "lj (epsilon 0.01)" and audit["agreement"] < 1e-9
+    wrong = run_evaluate(files["a"], files["run"], *words, *FAST)
+    assert isinstance(wrong.exception, UserError) and "is another method" in str(wrong.exception)
+
+
+def test_hotter_starts_and_a_criterion_by_name(files: dict[str, Path], tmp_path: Path) -> None:
+    page, numbers = tmp_path / "p.html", tmp_path / "n.json"
+    words = ("--free-temperature", 900, "--failure", "reactive", "--report", page, "--json", numbers)
+    done = run_evaluate(files["a"], files["run"], *words, *FAST)
+    assert done.exit_code == 0, done.output
+    free = json.loads(numbers.read_text())["models"][0]["free_runs"]
+    assert (free["temperature_K"], free["criterion_kind"]) == (900.0, "reactive")
+    assert "velocities drawn for 900 K" in page.read_text()
+
+
+def test_every_key_of_the_numbers_is_explained(files: dict[str, Path], tmp_path: Path) -> None:
+    numbers = tmp_path / "n.json"
+    assert run_evaluate(files["a"], files["run"], "--json", numbers, *FAST).exit_code == 0
+    settings = EvaluationSettings(horizon_fs=5.0, n_starts=2, n_free_runs=2, free_length_fs=110.0)
+    whole = evaluate_model("true", TRUE, [record(240)], settings, reference=Itself()).to_dict()
+    assert whole["audit"] and whole["motion"]["curves"] and whole["speed"]
+
+    def keys(part: object) -> set[str]:
+        if isinstance(part, list):
+            return set().union(*map(keys, part))
+        if isinstance(part, dict):
+            return set(part).union(*map(keys, part.values()))
+        return set()
+
+    # Names of elements, of the model, numbers of runs and times are no keys of ours.
+    ours = {
+        key for key in keys([json.loads(numbers.read_text()), whole]) if re.fullmatch("[a-z][a-zA-Z_]+", key)
+    }
+    explained = (Path(__file__).parents[1] / "docs" / "verdict.md").read_text(encoding="utf-8")
+    assert {key for key in ours if f"`{key}`" not in explained} == set()
+
+
+class Itself:
+    """The true potential as the reference of its own run."""
+
+    name = "itself"
+
+    def label(self, atoms: Atoms) -> Prediction:
+        state = State.from_ase(atoms)
+        energy, forces = next(iter(simulate(TRUE, state, 1.0, 0))).prediction
+        return Prediction(energy[0], forces.numpy())

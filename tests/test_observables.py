@@ -96,3 +96,115 @@ def test_numbers_for_json() -> None:
     assert obs.finite_or_none(1.5) == 1.5
     assert obs.finite_or_none(np.inf) is None
     assert obs.finite_or_none(np.nan) is None
+
+
+def test_survival_band_and_median_interval_of_published_data() -> None:
+    """Remission of 21 leukaemia patients with 6-MP (Freireich 1963); lifelines: 23 (13, ∞) weeks."""
+    times = np.array(
+        [6, 6, 6, 7, 10, 13, 16, 22, 23, 6, 9, 10, 11, 17, 19, 20, 25, 32, 32, 34, 35], dtype=float
+    )
+    failed = np.arange(21) < 9
+    curve = obs.survival_curve(times, failed)
+    np.testing.assert_allclose(curve.share[[0, -1]], [18 / 21, 0.44817927], rtol=1e-7)
+    np.testing.assert_allclose(curve.low[[0, -1]], [0.61971796, 0.18805201], rtol=1e-7)
+    np.testing.assert_allclose(curve.high[[0, -1]], [0.95155175, 0.68014263], rtol=1e-7)
+    assert obs.median_time_to_failure(times, failed) == 23.0
+    assert obs.median_interval(times, failed) == (13.0, None)
+    # Its control group: all relapsed, median 8 (4, 11) weeks; the two differ beyond chance.
+    placebo = np.array([1, 1, 2, 2, 3, 4, 4, 5, 5, 8, 8, 8, 8, 11, 11, 12, 12, 15, 17, 22, 23], dtype=float)
+    relapsed = np.ones(21, dtype=bool)
+    assert obs.median_interval(placebo, relapsed) == (4.0, 11.0)
+    assert np.isnan(obs.survival_curve(placebo, relapsed).low[-1])
+    assert obs.log_rank_test(times, failed, placebo, relapsed) < 3e-4  # χ² says 4e-5
+    factor = obs.failure_factor(placebo, relapsed, times, failed, 35.0)
+    assert factor is not None and factor.value == 23 / 8 and not factor.is_bound
+    assert 1.2 < factor.low < 2.3 and factor.high is None
+
+
+def test_the_log_rank_test_is_exact_for_few_runs() -> None:
+    early, late = np.array([1.0, 2.0, 3.0]), np.array([4.0, 5.0, 6.0, 7.0])
+    all_failed = np.ones(4, dtype=bool)
+    # Of the 35 ways to choose three runs, the one found (|Σ| = 2.04) and the last three (2.28) are so uneven.
+    assert obs.log_rank_test(early, all_failed[:3], late, all_failed) == pytest.approx(2 / 35)
+    assert obs.log_rank_test(late, all_failed, late, all_failed) == 1.0
+    none = np.zeros(4, dtype=bool)
+    assert obs.log_rank_test(late, none, late, none) == 1.0
+
+
+def test_no_factor_without_half_of_the_control() -> None:
+    times = np.array([10.0, 100.0, 100.0, 100.0])
+    few, all_failed = times < 100, np.ones(4, dtype=bool)
+    assert obs.failure_factor(times, few, times, all_failed, 100.0) is None
+    assert obs.failure_factor(np.zeros(4), all_failed, times, all_failed, 100.0) is None  # at once
+    bound = obs.failure_factor(np.full(4, 10.0), all_failed, times * 0 + 100.0, ~all_failed, 100.0)
+    assert bound == obs.Factor(10.0, True, 10.0, None)
+
+
+def test_nve_score_is_the_drift_in_units_of_the_kinetic_energy_s_spread() -> None:
+    times = np.linspace(0, 1000, 1001)
+    kinetic = 0.5 + 0.1 * np.sqrt(2) * np.sin(2 * np.pi * times / 50)
+    assert obs.nve_score(times, 0.03 * times / 1000, kinetic) == pytest.approx(0.3, rel=1e-3)
+    assert obs.nve_score(times, -0.03 * times / 1000, kinetic) == pytest.approx(0.3, rel=1e-3)
+    with pytest.raises(ValueError, match="does not fluctuate"):
+        obs.nve_score(times, times, np.ones_like(times))
+
+
+def test_stability_scores_of_mlipaudit() -> None:
+    assert obs.stability_score(1000, None, None) == 1.0
+    assert obs.stability_score(1000, 400, 200) == 0.2
+    assert obs.stability_score(1000, None, 400) == 0.7
+
+
+def test_angles_of_a_bent_molecule_across_a_boundary() -> None:
+    positions = np.array([[[0.5, 0, 0], [0, 0, 0], [0, 9.0, 0]], [[1, 1, 0], [0, 0, 0], [0, 9.0, 0]]])
+    found = obs.angles(positions, np.array([1]), np.array([[0, 2]]), np.array([[[0, 0, 0], [0, -10.0, 0]]]))
+    np.testing.assert_allclose(found, [[90.0], [135.0]])
+
+
+def test_density_is_a_share_over_the_width() -> None:
+    values = np.array([0.1, 0.1, 0.4, 2.0])
+    np.testing.assert_allclose(obs.density(values, np.array([0, 0.25, 0.5])), [2.0, 1.0])
+
+
+def test_an_ideal_gas_has_g_of_one() -> None:
+    random = np.random.default_rng(0)
+    positions = random.uniform(0, 10, size=(400, 3))
+    apart = positions[:, None] - positions[None]
+    apart -= 10 * np.round(apart / 10)
+    distances = np.linalg.norm(apart, axis=-1)[np.triu_indices(400, 1)]
+    edges = np.linspace(0, 5, 11)
+    g = obs.rdf(np.histogram(distances, edges)[0], edges, 400 * 399 // 2, 1000.0)
+    np.testing.assert_allclose(g[2:], 1.0, atol=0.1)
+
+
+def test_the_spectrum_of_an_oscillator_peaks_at_its_wavenumber() -> None:
+    times = np.arange(1000) * 1.0  # fs
+    speed = np.zeros((1000, 2, 3))
+    speed[:, 0, 0] = np.sin(2 * np.pi * times / 10.0)  # 3336 cm⁻¹
+    speed[:, 1, 1] = np.sin(2 * np.pi * times / 40.0)  # 834 cm⁻¹, twice the mass
+    wavenumbers, found = obs.vdos(speed, np.array([1.0, 2.0]), 1.0)
+    assert found.sum() * wavenumbers[1] == pytest.approx(1.0)
+    for period, share in ((10.0, 1 / 3), (40.0, 2 / 3)):
+        near = np.abs(wavenumbers - obs.WAVENUMBER / period) < 100
+        assert found[near].sum() * wavenumbers[1] == pytest.approx(share, abs=1e-3)
+        assert wavenumbers[near][found[near].argmax()] == pytest.approx(33356.41 / period, rel=1e-6)
+    assert obs.vdos(0 * speed, np.ones(2), 1.0)[1].max() == 0.0
+
+
+def test_displacement_of_straight_flight_and_of_a_random_walk() -> None:
+    times = np.arange(200.0)
+    flight = times[:, None, None] * np.array([[1.0, 2.0, 2.0]])
+    np.testing.assert_allclose(obs.mean_square_displacement(flight, 5), 9.0 * np.arange(5) ** 2)
+    walk = np.cumsum(np.random.default_rng(0).normal(size=(4000, 20, 3)), axis=0)
+    np.testing.assert_allclose(obs.mean_square_displacement(walk, 6)[1:], 3.0 * np.arange(1, 6), rtol=0.05)
+    with pytest.raises(ValueError, match="5 lags need more"):
+        obs.mean_square_displacement(flight[:5], 5)
+
+
+def test_error_bars_and_what_chance_makes_of_two_samples() -> None:
+    random = np.random.default_rng(1)
+    one, other = (obs.estimate(random.normal(size=(50, 400))) for _ in range(2))
+    assert one.error.mean() == pytest.approx(1 / np.sqrt(50), rel=0.02)
+    found, chance = obs.distance_between(one, other, np.full(400, 0.1))
+    assert found == pytest.approx(chance, rel=0.1)
+    assert np.isnan(obs.distance_between(one, obs.estimate(np.ones((1, 400))), np.ones(400))[1])

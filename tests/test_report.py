@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html.parser
 import json
 import re
@@ -13,16 +14,17 @@ import numpy as np
 import pytest
 
 from dyntrain.errors import UserError
-from dyntrain.evaluate import ModelResult, evaluate_model, judge
-from dyntrain.report import LearningCurve, figures, require_report_extra, write_report
+from dyntrain.evaluate import EvaluationSettings, ModelResult, evaluate_models, judge
+from dyntrain.evaluate.audit import AuditCurve
+from dyntrain.report import LearningCurve, figures, panels, require_report_extra, write_report
 from evaluations import FAR, NEAR, made_up, record
 
 
 @pytest.fixture(scope="module")
 def results() -> list[ModelResult]:
-    runs = [record(60), record(60, thermostat=0.02, seed=1)]
-    fast: dict[str, Any] = {"horizon_fs": 20.0, "n_starts": 4, "n_free_runs": 2, "free_length_fs": 120.0}
-    return [evaluate_model(name, model, runs, **fast) for name, model in (("near", NEAR), ("far", FAR))]
+    runs = [record(220), record(220, thermostat=0.02, seed=1)]
+    fast = EvaluationSettings(horizon_fs=20.0, n_starts=4, n_free_runs=2, free_length_fs=120.0)
+    return evaluate_models({"near": NEAR, "far": FAR}, runs, fast)
 
 
 CURVE = LearningCurve("near", [10, 20, 30, 40], [0.4, 0.3, 0.35, 0.2], [1, 1, 2, 3], "evaluations", "error")
@@ -78,7 +80,10 @@ def test_the_page_is_whole_and_needs_no_network(results: list[ModelResult], tmp_
     ):
         assert words in page.text
     assert "applied to the roll-outs" in page.text  # one run is thermostatted
-    assert len(page.figures) == 3 + 2 + 1
+    # Errors and chaos, free runs, bonds and angles and distances, learning curves.
+    assert len(page.figures) == 4 + 2 + 2 + 1
+    assert "Left out: RDF" in page.text and "MSD" in page.text
+    assert "2 of 2 runs of near ended whole after 120 fs" in page.text
     assert [path.name for path in tmp_path.iterdir()] == ["r.html"]
 
 
@@ -86,7 +91,7 @@ def test_no_figure_without_its_data(tmp_path: Path) -> None:
     alone = ModelResult("A", made_up("A", [[0.1, 0.2]] * 4).rollout)
     write_report(tmp_path / "r.html", "T", judge([alone]), [alone])
     page = page_of(tmp_path / "r.html")
-    assert len(page.figures) == 3
+    assert len(page.figures) == 4
     assert "Free runs" not in page.text and "Training" not in page.text and "To repeat it" not in page.text
 
 
@@ -126,7 +131,10 @@ def test_the_growth_of_the_segments_is_marked() -> None:
 
 def test_runs_that_ended_whole_carry_a_cross() -> None:
     whole, failed = made_up("A", [[0.1]] * 2, n_failed=2), made_up("B", [[0.1]] * 2, n_failed=8)
-    curve_a, cross, curve_b = figures.survival([whole, failed]).data
+    low, high, curve_a, cross, *_, curve_b = figures.survival([whole, failed]).data
+    # 2 of 8 at 500 fs: Greenwood's variance on the log-log scale gives 0.31 … 0.93.
+    assert list(low.y) == pytest.approx([1, 0.3148, 0.3148], abs=1e-3)
+    assert list(high.y) == pytest.approx([1, 0.9309, 0.9309], abs=1e-3)
     assert list(curve_a.x) == [0, 0.5, 1.0] and list(curve_a.y) == [1, 0.75, 0.75]
     assert list(cross.x) == [1.0]
     assert list(curve_b.y) == [1, 0, 0]
@@ -148,3 +156,30 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     result = made_up("A", [[0.1, 0.2]] * 4)
     with pytest.raises(UserError, match="cannot write"):
         write_report(tmp_path / "no" / "r.html", "T", judge([result]), [result])
+
+
+def test_the_audit_is_drawn_with_its_spread_and_its_failures_are_said(tmp_path: Path) -> None:
+    errors = np.array([[0.1, 0.2, 0.3], [0.2, np.nan, 0.4], [0.3, np.inf, np.inf]])
+    curve = AuditCurve(
+        "GFN2-xTB", 1e-6, np.array([0.0, 50.0, 1000.0]), np.arange(3), errors, errors, errors, ("no SCF",)
+    )
+    result = dataclasses.replace(made_up("A", [[0.1, 0.2]] * 4), audit=curve)
+    (trace,) = figures.audit_curves([result]).data
+    np.testing.assert_allclose(trace.y, [0.2, 0.3, np.nan])
+    np.testing.assert_allclose(trace.error_y.array[:2], [0.05, 0.05])
+    write_report(tmp_path / "r.html", "T", judge([result]), [result])
+    page = page_of(tmp_path / "r.html")
+    assert "A: 6 structures of 3 free runs recomputed; 1 reference calculations failed." in page.text
+    assert "Reference: GFN2-xTB" in page.text
+    assert "speed" not in page.text
+
+
+def test_panels_draw_the_recording_once_and_every_model(results: list[ModelResult]) -> None:
+    found = panels.motion_panels(results, ("bond", "angle"))
+    assert found is not None
+    figure, height = found
+    legend = [trace.name for trace in figure.data if trace.showlegend]
+    assert legend == ["recording", "near", "far"] and height > 0
+    n_panels = len({trace.xaxis for trace in figure.data})
+    assert n_panels == sum(curve.kind in ("bond", "angle") for curve in results[0].motion.curves)
+    assert panels.motion_panels(results, ("msd",)) is None

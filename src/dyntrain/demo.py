@@ -18,7 +18,7 @@ from dyntrain.config import BudgetConfig, Config, dump_config, parse_config
 from dyntrain.data.readers import read_trajectories
 from dyntrain.data.run_report import RunReport
 from dyntrain.errors import UserError
-from dyntrain.evaluate import ModelResult, Verdict, evaluate_model, judge
+from dyntrain.evaluate import EvaluationSettings, ModelResult, Verdict, evaluate_models, judge
 from dyntrain.models.files import load_model
 from dyntrain.reference import AimdProgress, AimdSettings, generate_aimd
 from dyntrain.report import LearningCurve, require_report_extra, write_report
@@ -201,7 +201,7 @@ def _budget(output: Path, files: _Files, settings: DemoSettings) -> BudgetConfig
         setup.make_loss(config),
         setup.make_backprop(config),
         split.train,
-        settings.epochs * len(held_out) * held_out.length,
+        len(held_out) * held_out.length,
         torch.device("cpu"),
     )
     write_text(path, budget.model_dump_json(indent=1) + "\n")
@@ -213,19 +213,17 @@ def _evaluate(
 ) -> list[ModelResult]:
     held_out = read_trajectories(files.held_out)
     with observer.evaluating() as progress:
-        return [
-            evaluate_model(
-                name,
-                load_model(result.model),
-                held_out,
+        return evaluate_models(
+            {name: load_model(result.model) for name, result in trained.items()},
+            held_out,
+            EvaluationSettings(
                 n_starts=settings.n_starts,
                 n_free_runs=settings.n_free_runs,
                 free_length_fs=settings.free_length_fs,
                 seed=settings.seed,
-                progress=progress,
-            )
-            for name, result in trained.items()
-        ]
+            ),
+            progress=progress,
+        )
 
 
 def _learning_curve(name: str, output: Path) -> LearningCurve:

@@ -74,7 +74,7 @@ def aimd(
 
     given = {
         "method": method,
-        "calculator_options": _read_options(calculator) if calculator else None,
+        "calculator_options": read_options(calculator) if calculator else None,
         "temperature_K": temperature,
         "n_steps": steps,
     }
@@ -121,7 +121,7 @@ def _generate(settings: AimdSettings, output: Path, runs: int, workers: int) -> 
         print(file)
 
 
-def _read_options(path: Path) -> dict[str, Any]:
+def read_options(path: Path) -> dict[str, Any]:
     import yaml
 
     from dyntrain.errors import UserError

@@ -2,15 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 if TYPE_CHECKING:
     from dyntrain.data.trajectory import Trajectory
-    from dyntrain.evaluate import ModelResult, Verdict
+    from dyntrain.evaluate import EvaluationSettings, ModelResult, Verdict
+    from dyntrain.evaluate.criteria import Kind
+    from dyntrain.potential import Potential
+    from dyntrain.reference.cache import StoredReference
+
+
+class Failure(StrEnum):
+    auto = "auto"
+    molecule = "molecule"
+    liquid = "liquid"
+    reactive = "reactive"
+
+
+_Reference = Annotated[
+    str | None,
+    typer.Option(
+        help="Audit: recompute structures of the free runs with the method of the recording: tblite "
+        "(GFN2-xTB), GFN1-xTB, or an ASE calculator by name."
+    ),
+]
+_Options = Annotated[
+    Path | None,
+    typer.Option(
+        "--calculator",
+        help="YAML file with keywords of --reference, as for `dyntrain aimd`; for xTB also charge and "
+        "unpaired_electrons.",
+    ),
+]
+_Store = Annotated[
+    Path, typer.Option("--reference-store", help="Folder of reference results: none is ever computed twice.")
+]
 
 
 def evaluate(
@@ -19,7 +51,10 @@ def evaluate(
         list[str], typer.Argument(help="Held-out runs: files, folders or patterns.", show_default=False)
     ],
     more: Annotated[
-        list[Path] | None, typer.Option("--model", help="Another model to compare with; may be repeated.")
+        list[Path] | None,
+        typer.Option(
+            "--model", help="Another model to compare with the first, the control; may be repeated."
+        ),
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Write the page (HTML) to this file.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write all numbers to this file.")] = None,
@@ -27,26 +62,64 @@ def evaluate(
     starts: Annotated[int, typer.Option(help="Roll-outs, each from another recorded frame.", min=1)] = 16,
     free_runs: Annotated[int, typer.Option(help="Free NVE runs; 0 for none.", min=0)] = 8,
     free_length: Annotated[float, typer.Option(help="Length of each free run in fs.", min=1.0)] = 1000.0,
+    free_temperature: Annotated[
+        float | None, typer.Option(help="Draw the free runs' velocities for so many K; else the recording's.")
+    ] = None,
+    failure: Annotated[
+        Failure,
+        typer.Option(help="Criterion by which a free run has failed; auto: what suits the recording."),
+    ] = Failure.auto,
+    reference: _Reference = None,
+    calculator: _Options = None,
+    reference_store: _Store = Path("reference-results"),
+    audit_runs: Annotated[int, typer.Option(help="Free runs to audit.", min=1)] = 8,
     dt: Annotated[
         float | None, typer.Option(help="Time between frames in fs, where the files do not say it.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the starts.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     precision: Annotated[str | None, typer.Option(help="float32 or float64; else the model's own.")] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Another program's model file may run code that is in it.")
+    ] = False,
 ) -> None:
     """Roll models out against held-out runs (their kicks applied), let them run free, and judge."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
     from dyntrain.cli.loading import load_potential
+    from dyntrain.data.diagnose import usable_runs
     from dyntrain.data.readers import read_trajectories
     from dyntrain.errors import UserError
-    from dyntrain.evaluate import evaluate_model, judge
+    from dyntrain.evaluate import EvaluationSettings
     from dyntrain.threads import limit_threads
 
     if horizon <= 0:
         raise UserError(f"--horizon must be a time in fs above 0, got {horizon:g}")
+    settings = EvaluationSettings(
+        horizon_fs=horizon,
+        n_starts=starts,
+        n_free_runs=free_runs,
+        free_length_fs=free_length,
+        free_temperature_K=free_temperature,
+        failure=None if failure is Failure.auto else cast("Kind", failure.value),
+        audit_runs=audit_runs,
+        seed=seed,
+    )
     # What would stop us after minutes of work is asked for before them.
+    _check_outputs(report, json)
+    stored = _stored_reference(reference, calculator, reference_store, free_runs)
+    models = [model, *(more or [])]
+    potentials = {
+        name: load_potential(path, device, precision, trust)
+        for name, path in zip(model_names(models), models, strict=True)
+    }
+    runs, _ = usable_runs(read_trajectories(files, dt))
+    limit_threads(max(starts, free_runs) * max(run.n_atoms for run in runs))
+    results, verdict = _measure(potentials, runs, settings, stored)
+    _show_and_write(results, verdict, runs, report, json, _provenance(models, runs, settings, stored))
+
+
+def _check_outputs(report: Path | None, json: Path | None) -> None:
+    from dyntrain.errors import UserError
+
     for output in (report, json):
         if output is not None and not output.parent.is_dir():
             raise UserError(
@@ -56,36 +129,66 @@ def evaluate(
         from dyntrain.report import require_report_extra
 
         require_report_extra()
-    models = [model, *(more or [])]
-    potentials = [load_potential(path, device, precision) for path in models]
-    runs = read_trajectories(files, dt)
-    limit_threads(max(starts, free_runs) * max(run.n_atoms for run in runs))
-    console = Console()
-    results = []
+
+
+def _stored_reference(
+    method: str | None, options: Path | None, store: Path, n_free_runs: int
+) -> StoredReference | None:
+    from dyntrain.errors import UserError
+
+    if method is None:
+        if options is not None:
+            raise UserError("--calculator holds keywords of --reference, which is not given: add it")
+        return None
+    if n_free_runs < 1:
+        raise UserError("--reference audits the free runs, but --free-runs is 0: allow at least one")
+    from dyntrain.cli.aimd import read_options
+    from dyntrain.reference.cache import StoredReference
+
+    return StoredReference(method, read_options(options) if options else {}, store)
+
+
+def _measure(
+    potentials: Mapping[str, Potential],
+    runs: Sequence[Trajectory],
+    settings: EvaluationSettings,
+    reference: StoredReference | None,
+) -> tuple[list[ModelResult], Verdict]:
+    from dyntrain.evaluate import evaluate_models, judge
+
+    with _progress() as show:
+        results = evaluate_models(potentials, runs, settings, reference=reference, progress=show)
+    return results, judge(results)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        for name, potential in zip(model_names(models), potentials, strict=True):
-            tasks: dict[str, Any] = {}
+        tasks: dict[str, Any] = {}
 
-            def show(what: str, done: int, total: int, tasks: dict[str, Any] = tasks) -> None:
-                if what not in tasks:
-                    tasks[what] = bar.add_task(what)
-                bar.update(tasks[what], completed=done, total=total)
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what)
+            bar.update(tasks[what], completed=done, total=total)
 
-            results.append(
-                evaluate_model(
-                    name,
-                    potential,
-                    runs,
-                    horizon_fs=horizon,
-                    n_starts=starts,
-                    n_free_runs=free_runs,
-                    free_length_fs=free_length,
-                    seed=seed,
-                    progress=show,
-                )
-            )
-    verdict = judge(results)
+        yield show
+
+
+def _show_and_write(
+    results: Sequence[ModelResult],
+    verdict: Verdict,
+    runs: Sequence[Trajectory],
+    report: Path | None,
+    json: Path | None,
+    provenance: Mapping[str, str],
+) -> None:
+    from rich.console import Console
+
+    console = Console()
     print_results(results, verdict, console)
     if json is not None:
         _write_json(json, results, verdict, runs)
@@ -93,13 +196,8 @@ def evaluate(
     if report is not None:
         from dyntrain.report import write_report
 
-        write_report(
-            report,
-            "How long is the model right?" if len(models) == 1 else "How long are the models right?",
-            verdict,
-            results,
-            provenance=_provenance(models, runs, seed),
-        )
+        title = "How long is the model right?" if len(results) == 1 else "How long are the models right?"
+        write_report(report, title, verdict, results, provenance=provenance)
         console.print(f"page: {report}", highlight=False, soft_wrap=True)
 
 
@@ -142,10 +240,12 @@ def print_results(results: Sequence[ModelResult], verdict: Verdict, console: Any
 def _write_json(
     path: Path, results: Sequence[ModelResult], verdict: Verdict, runs: Sequence[Trajectory]
 ) -> None:
+    import dataclasses
     import json
 
     from dyntrain import __version__
     from dyntrain.atomic import write_text
+    from dyntrain.evaluate import usable
 
     record = {
         "dyntrain": __version__,
@@ -153,6 +253,10 @@ def _write_json(
             "winner": verdict.winner,
             "headline": verdict.headline,
             "reasons": list(verdict.reasons),
+            "usable": {
+                result.name: dataclasses.asdict(found) if (found := usable(result)) else None
+                for result in results
+            },
         },
         "runs": [
             {"file": run.file, "n_frames": run.n_frames, "formula": run.formula, "dt_fs": run.dt_fs}
@@ -163,14 +267,27 @@ def _write_json(
     write_text(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
-def _provenance(models: Sequence[Path], runs: Sequence[Trajectory], seed: int) -> dict[str, str]:
+def _provenance(
+    models: Sequence[Path],
+    runs: Sequence[Trajectory],
+    settings: EvaluationSettings,
+    reference: StoredReference | None,
+) -> dict[str, str]:
     from dyntrain import __version__
 
-    return {
+    facts = {
         "models": ", ".join(str(path) for path in models),
         "held-out runs": "; ".join(
             f"{run.file} ({run.formula}, {run.n_frames} frames of {run.dt_fs:g} fs)" for run in runs
         ),
-        "seed": str(seed),
+        "seed": str(settings.seed),
         "dyntrain": __version__,
     }
+    if settings.free_temperature_K is not None:
+        facts["temperature of the free runs"] = f"{settings.free_temperature_K:g} K, drawn"
+    if reference is not None:
+        facts["reference"] = (
+            f"{reference.name}: {reference.n_calculated} calculations, {reference.n_read} results from "
+            f"{reference.folder}"
+        )
+    return facts

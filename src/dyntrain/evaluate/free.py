@@ -1,102 +1,53 @@
-"""Free runs (NVE, no kicks) of a model: how its energy drifts, and how long it lasts."""
+"""Free runs (NVE, no kicks) of a model: how its energy drifts, how long it lasts, and what it visits."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from ase.data import covalent_radii
 
 from dyntrain import observables
-from dyntrain.data.trajectory import Trajectory
+from dyntrain.evaluate.criteria import FailureCriterion
 from dyntrain.evaluate.starts import Progress, as_numpy
-from dyntrain.neighbors import neighbor_list, pair_vectors
+from dyntrain.evaluate.watch import Watch
 from dyntrain.observables import BoolArray, FloatArray
 from dyntrain.potential import Potential
 from dyntrain.rollout import BurstGuard, Frame
-from dyntrain.simulate import Burst, device_of, simulate
-from dyntrain.state import State
+from dyntrain.simulate import device_of, draw_velocities, simulate
+from dyntrain.state import State, concatenate
 from dyntrain.units import FS
 
 
-@dataclass(frozen=True)
-class FailureCriterion:
-    """When a free run has failed; ``None`` switches a criterion off.
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """A structure that a free run has visited while it was whole: one system, on the CPU."""
 
-    bond_change:   a bond's length differs from its start by more than this, Å ("Forces are not enough",
-                   StABlE: 0.5); bonds are the pairs closer than 1.25 × the sum of covalent radii at the start
-    closest:       any pair is closer than this, Å
-    energy_change: the total energy differs from the start's by more than this, eV
-    A run that bursts (``BurstGuard``) has failed in any case.
+    run: int
+    time_fs: float
+    state: State
+
+
+@dataclass(frozen=True, eq=False)
+class Motion:
+    """What the free runs did, at equal distances in time, as far as it is kept.
+
+    times_fs:   [n_times], 0 first
+    positions:  [n_times, n_atoms, 3] Å, float32, of all runs' atoms
+    velocities: [n_times, n_atoms, 3] Å/ASE time, float32
+    whole:      whether the run had not failed, bool [n_times, n_runs]
+    starts:     the batch they started from
     """
 
-    bond_change: float | None = 0.5
-    closest: float | None = None
-    energy_change: float | None = 1.0
-
-    def __str__(self) -> str:
-        parts = [
-            self.bond_change is not None and f"a bond length is off by more than {self.bond_change:g} Å",
-            self.closest is not None and f"a pair is closer than {self.closest:.2f} Å",
-            self.energy_change is not None
-            and f"the total energy is off by more than {self.energy_change:g} eV",
-        ]
-        return " or ".join(part for part in parts if part)
-
-
-def criterion_for(trajectories: Sequence[Trajectory]) -> FailureCriterion:
-    """The criterion that the recorded runs themselves pass.
-
-    Where bonds stay bonds in the recording, bond lengths are watched. Where they do not (reactions,
-    diffusion), a pair closer than 0.8 × the smallest recorded distance is a failure instead.
-    """
-    standard = FailureCriterion()
-    assert standard.bond_change is not None
-    smallest = math.inf
-    reactive = False
-    for run in trajectories:
-        for first, stop in run.stretches:
-            watch = _Bonds(run.state(first))
-            changes = [watch.largest_change(run.positions[k]).max() for k in range(first, stop)]
-            reactive |= max(changes) > standard.bond_change
-    if not reactive:
-        return standard
-    for run in trajectories:
-        for frame in range(0, run.n_frames, max(1, run.n_frames // 200)):
-            smallest = min(smallest, _smallest_distance(run.state(frame)))
-    return FailureCriterion(bond_change=None, closest=0.8 * smallest)
-
-
-def _smallest_distance(state: State, reach: float = 3.0) -> float:
-    vectors = pair_vectors(state, neighbor_list(state, reach))
-    return float(vectors.norm(dim=-1).min()) if vectors.shape[0] else math.inf
-
-
-class _Bonds:
-    """The bonds of a batch at its start, and how much they have changed since."""
-
-    def __init__(self, start: State) -> None:
-        radii = covalent_radii[as_numpy(start.atomic_numbers)]
-        pairs = neighbor_list(start.detach(), 2.0 * 1.25 * float(radii.max()))
-        first, second = as_numpy(pairs.i), as_numpy(pairs.j)
-        lengths = as_numpy(pair_vectors(start, pairs).norm(dim=-1))
-        bonded = lengths < 1.25 * (radii[first] + radii[second])
-        self.first, self.second, self.lengths = first[bonded], second[bonded], lengths[bonded]
-        self.system = as_numpy(start.system_idx)[self.first]
-        cells = as_numpy(start.cell)[self.system]
-        self.offsets = np.einsum("bs,bsx->bx", as_numpy(pairs.shifts)[bonded], cells)
-        self.n_systems = start.n_systems
-
-    def largest_change(self, positions: FloatArray) -> FloatArray:
-        """Largest |length − length at the start| of each system, [n_systems] Å; 0 where it has no bonds."""
-        lengths = observables.bond_lengths(positions, self.first, self.second, self.offsets)
-        largest = np.zeros(self.n_systems)
-        np.maximum.at(largest, self.system, np.abs(lengths - self.lengths))
-        return largest
+    times_fs: FloatArray
+    positions: np.ndarray
+    velocities: np.ndarray
+    whole: BoolArray
+    starts: State
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,51 +56,136 @@ class FreeRuns:
 
     times_fs:       of the recorded values, [n_times]
     total_energy:   change since the start, eV per atom, [n_times, n_runs]; NaN after failure
+    kinetic_energy: eV per atom, [n_times, n_runs]; NaN after failure
     failure_fs:     time of failure, or the run length where the run stayed whole, [n_runs]
     failed:         [n_runs]
     reasons:        what failed, one sentence for each failed run: run number → reason
-    drift:          slope of the total energy up to the failure, meV/atom/ps, [n_runs]; NaN for runs that were
-                    whole for less than 100 fs
+    criterion:      when a run has failed, as words
+    stability:      MLIPAudit's stability score of each run, [n_runs]; NaN where the runs ended, all having
+                    failed otherwise, before this one exploded or lost a hydrogen
+    temperature_K:  what the velocities at the start were drawn for; None: those of the recording
+    snapshots:      structures for the audit
+    motion:         for distributions and spectra; None where it was not kept
     """
 
     times_fs: FloatArray
     total_energy: FloatArray
+    kinetic_energy: FloatArray
     failure_fs: FloatArray
     failed: BoolArray
     reasons: dict[int, str]
-    drift: FloatArray
     run_length_fs: float
     dt_fs: float
-    criterion: str
+    criterion: FailureCriterion
     wall_s: float
+    stability: FloatArray
+    temperature_K: float | None = None
+    snapshots: tuple[Snapshot, ...] = ()
+    motion: Motion | None = None
 
     @property
     def n_runs(self) -> int:
         return len(self.failed)
 
     @property
+    def drift(self) -> FloatArray:
+        """Slope of the total energy up to the failure, meV/atom/ps, [n_runs]; NaN for runs that were whole
+        for less than 100 fs."""
+        return np.array([self._drift(run) for run in range(self.n_runs)])
+
+    def _drift(self, run: int) -> float:
+        known = self._known(run)
+        if known is None:
+            return math.nan
+        return observables.energy_drift(self.times_fs[known], self.total_energy[known, run], 1)
+
+    def _known(self, run: int) -> BoolArray | None:
+        """The times at which a run was whole; None where they are too few for a drift."""
+        known: BoolArray = np.isfinite(self.total_energy[:, run])
+        long_enough = known.sum() >= 3 and self.times_fs[known][-1] >= _SHORTEST_FOR_DRIFT_FS
+        return known if long_enough else None
+
+    @property
     def drift_meV_atom_ps(self) -> float | None:
         """Median over the runs of |drift|; None where no run lasted long enough for one."""
-        known = self.drift[np.isfinite(self.drift)]
-        return float(np.median(np.abs(known))) if known.size else None
+        return _median(np.abs(self.drift))
+
+    @property
+    def nve_scores(self) -> FloatArray:
+        """MLIPAudit's |drift|/σ(kinetic energy) of each run up to its failure, [n_runs]; NaN as for drift."""
+        scores = np.full(self.n_runs, np.nan)
+        for run in range(self.n_runs):
+            known = self._known(run)
+            if known is not None and self.kinetic_energy[known, run].std() > 0:
+                scores[run] = observables.nve_score(
+                    self.times_fs[known], self.total_energy[known, run], self.kinetic_energy[known, run]
+                )
+        return scores
+
+    @property
+    def nve_score(self) -> float | None:
+        """Median over the runs of ``nve_scores``; None where no run lasted long enough for one."""
+        return _median(self.nve_scores)
+
+    @property
+    def stability_score(self) -> float | None:
+        """Mean over the runs of MLIPAudit's stability score; None where it is not known of all of them."""
+        return float(self.stability.mean()) if np.isfinite(self.stability).all() else None
 
     def time_to_failure(self) -> dict[str, float | int | None]:
-        """median (None when fewer than half failed), restricted_mean, n_failed, n_runs, run_length_fs."""
+        """median (None when fewer than half failed) and its 95 % interval (median_low, median_high; None:
+        no such bound within the runs), restricted_mean, n_failed, n_censored, n_runs, run_length_fs."""
+        low, high = observables.median_interval(self.failure_fs, self.failed)
         restricted = observables.restricted_mean_time_to_failure(
             self.failure_fs, self.failed, self.run_length_fs
         )
         return {
             "median": observables.median_time_to_failure(self.failure_fs, self.failed),
+            "median_low": low,
+            "median_high": high,
             "restricted_mean": restricted,
             "n_failed": int(self.failed.sum()),
+            "n_censored": int((~self.failed).sum()),
             "n_runs": self.n_runs,
             "run_length_fs": self.run_length_fs,
         }
+
+    def failing_also(self, failures: Mapping[int, tuple[float, str]]) -> FreeRuns:
+        """The same runs, where some have failed earlier than was seen: run → (time in fs, reason)."""
+        earlier = {run: found for run, found in failures.items() if found[0] < self._end_of(run)}
+        failure_fs, failed = self.failure_fs.copy(), self.failed.copy()
+        total, kinetic, reasons = self.total_energy.copy(), self.kinetic_energy.copy(), dict(self.reasons)
+        for run, (time_fs, reason) in earlier.items():
+            failure_fs[run], failed[run], reasons[run] = time_fs, True, reason
+            total[self.times_fs >= time_fs, run] = kinetic[self.times_fs >= time_fs, run] = np.nan
+        return dataclasses.replace(
+            self,
+            failure_fs=failure_fs,
+            failed=failed,
+            total_energy=total,
+            kinetic_energy=kinetic,
+            reasons=dict(sorted(reasons.items())),
+        )
+
+    def _end_of(self, run: int) -> float:
+        return float(self.failure_fs[run]) if self.failed[run] else math.inf
+
+
+def _median(values: FloatArray) -> float | None:
+    known = values[np.isfinite(values)]
+    return float(np.median(known)) if known.size else None
 
 
 # A slope over less than this is the oscillation of the total energy, not its drift.
 _SHORTEST_FOR_DRIFT_FS = 100.0
 _N_RECORDED = 1000
+
+AUDIT_TIMES_FS = (0.0, 50.0, *(digit * 10.0**power for power in range(2, 8) for digit in (1, 2, 5)))
+"""Times at which the structures of free runs are kept for an audit: 0, 50, 100, 200, 500 fs, 1 ps …"""
+
+# Motion is kept finely enough for the fastest bond (9 fs), and as long as this many numbers fit (200 MB).
+_MOTION_EVERY_FS = 2.0
+_MOST_NUMBERS = 25_000_000
 
 
 def free_runs(
@@ -159,6 +195,7 @@ def free_runs(
     run_length_fs: float,
     *,
     criterion: FailureCriterion | None = None,
+    temperature_K: float | None = None,
     guard: BurstGuard | None = None,
     progress: Progress | None = None,
 ) -> FreeRuns:
@@ -168,98 +205,126 @@ def free_runs(
         dt: time step in ASE time (``dt_fs * units.FS``).
         run_length_fs: length of each run, fs.
         criterion: default ``FailureCriterion()`` (molecules); checked at every step.
+        temperature_K: that the starts' velocities were drawn for, noted in the result.
         guard: when a run counts as burst; default ``BurstGuard()``.
         progress: called after each step.
     """
     criterion = criterion if criterion is not None else FailureCriterion()
     starts = starts.detach().to(device_of(potential))
-    dt_fs, n_runs, n_atoms = dt / FS, starts.n_systems, as_numpy(starts.n_atoms_per_system())
+    dt_fs = dt / FS
     n_steps = max(1, round(run_length_fs / dt_fs))
-    every = max(1, n_steps // _N_RECORDED)
-    watch = _Watch(criterion, starts)
-    times, energies = [], []
+    record = _Record(starts, n_steps, dt_fs)
+    watch = Watch(criterion, starts, dt_fs)
     begun = time.perf_counter()
     run = simulate(potential, starts, dt, n_steps, guard=guard)
+    last_step = 0
     for frame in run:
-        watch.note(run.bursts, dt_fs)
-        total = watch.look_at(frame, frame.step * dt_fs)
-        if frame.step % every == 0 or frame.step == n_steps:
-            times.append(frame.step * dt_fs)
-            energies.append(np.where(np.isnan(watch.failure_fs), total, np.nan))
+        watch.note(run.bursts)
+        total, kinetic = _energies(frame, starts.n_systems)
+        watch.look_at(frame, total, kinetic)
+        record.add(frame, total, kinetic, watch.whole)
+        last_step = frame.step
         if progress is not None:
             progress(frame.step, n_steps)
-        if not np.isnan(watch.failure_fs).any():
+        if not watch.whole.any():
             break
-    watch.note(run.bursts, dt_fs)
+    watch.note(run.bursts)
     if progress is not None:
         progress(n_steps, n_steps)
-    recorded = np.array(energies).reshape(-1, n_runs)
-    times_fs = np.array(times)
-    failed = ~np.isnan(watch.failure_fs)
     return FreeRuns(
-        times_fs=times_fs,
-        total_energy=(recorded - watch.start_energy) / n_atoms,
-        failure_fs=np.where(failed, watch.failure_fs, n_steps * dt_fs),
-        failed=failed,
+        **record.arrays(),
+        failure_fs=np.where(watch.whole, n_steps * dt_fs, watch.failure_fs),
+        failed=~watch.whole,
         reasons=dict(sorted(watch.reasons.items())),
-        drift=np.array([_drift(times_fs, recorded[:, n], int(n_atoms[n])) for n in range(n_runs)]),
         run_length_fs=n_steps * dt_fs,
         dt_fs=dt_fs,
-        criterion=str(criterion),
+        criterion=criterion,
         wall_s=time.perf_counter() - begun,
+        stability=_stability(watch, n_steps, last_step),
+        temperature_K=temperature_K,
+        snapshots=tuple(record.snapshots),
+        motion=record.motion(),
     )
 
 
-def _drift(times_fs: FloatArray, energy: FloatArray, n_atoms: int) -> float:
-    known = np.isfinite(energy)
-    if known.sum() < 3 or times_fs[known][-1] < _SHORTEST_FOR_DRIFT_FS:
-        return math.nan
-    return observables.energy_drift(times_fs[known], energy[known], n_atoms)
+def _energies(frame: Frame, n_runs: int) -> tuple[FloatArray, FloatArray]:
+    """Total and kinetic energy of each run, [n_runs] eV, NaN for burst ones."""
+    kinetic = frame.state.kinetic_energy()
+    energies = np.full((2, n_runs), np.nan)
+    energies[:, as_numpy(frame.systems)] = as_numpy(torch.stack([frame.prediction.energy + kinetic, kinetic]))
+    return energies[0], energies[1]
 
 
-class _Watch:
-    """Looks at every frame of free runs and notes the first failure of each."""
+def _stability(watch: Watch, n_steps: int, last_step: int) -> FloatArray:
+    """MLIPAudit's score of each run; NaN where it was not followed to its end and had not exploded."""
 
-    def __init__(self, criterion: FailureCriterion, starts: State) -> None:
-        self.criterion, self.starts = criterion, starts
-        self.failure_fs = np.full(starts.n_systems, np.nan)
-        self.start_energy = np.full(starts.n_systems, np.nan)
-        self.reasons: dict[int, str] = {}
-        self._bonds = _Bonds(starts)
-        self._positions = as_numpy(starts.positions).copy()
+    def score(exploded: int, lost: int) -> float:
+        if exploded < 0 and last_step < n_steps:
+            return math.nan
+        return observables.stability_score(
+            n_steps, None if exploded < 0 else exploded, None if lost < 0 else lost
+        )
 
-    def fail(self, system: int, time_fs: float, reason: str) -> None:
-        if np.isnan(self.failure_fs[system]):
-            self.failure_fs[system] = time_fs
-            self.reasons[system] = reason
+    found = zip(watch.exploded.tolist(), watch.hydrogen_lost.tolist(), strict=True)
+    return np.array([score(exploded, lost) for exploded, lost in found])
 
-    def note(self, bursts: Sequence[Burst], dt_fs: float) -> None:
-        """A burst is a failure at the step that could not be taken."""
-        for burst in bursts:
-            self.fail(burst.system, (burst.step + 1) * dt_fs, f"burst: {burst.reason}")
 
-    def look_at(self, frame: Frame, time_fs: float) -> FloatArray:
-        """Total energy of each run, [n_runs] eV, NaN for burst ones."""
-        alive = as_numpy(frame.systems)
-        total = np.full(self.starts.n_systems, np.nan)
-        total[alive] = as_numpy(frame.prediction.energy + frame.state.kinetic_energy())
-        if frame.step == 0:
-            self.start_energy = total
-        limit = self.criterion
-        if limit.bond_change is not None:
-            self._positions[as_numpy(self.starts.atoms_of(frame.systems))] = as_numpy(frame.state.positions)
-            change = self._bonds.largest_change(self._positions)
-            for system in alive[change[alive] > limit.bond_change]:
-                self.fail(int(system), time_fs, f"a bond length is off by {change[system]:.2f} Å")
-        if limit.closest is not None:
-            self._check_closest(frame, limit.closest, time_fs)
-        if limit.energy_change is not None:
-            change = total - self.start_energy
-            for system in alive[~(np.abs(change[alive]) <= limit.energy_change)]:
-                self.fail(int(system), time_fs, f"the total energy is off by {change[system]:+.2f} eV")
-        return total
+class _Record:
+    """Gathers what is kept of free runs while they go."""
 
-    def _check_closest(self, frame: Frame, closest: float, time_fs: float) -> None:
-        pairs = neighbor_list(frame.state, closest)
-        for system in torch.unique(frame.state.system_idx[pairs.i]).tolist():
-            self.fail(int(frame.systems[system]), time_fs, f"a pair is closer than {closest:.2f} Å")
+    def __init__(self, starts: State, n_steps: int, dt_fs: float) -> None:
+        self._starts, self._n_steps, self._dt_fs = starts, n_steps, dt_fs
+        self._n_atoms = as_numpy(starts.n_atoms_per_system())
+        self._every = max(1, n_steps // _N_RECORDED)
+        self._audit_steps = {round(time_fs / dt_fs): time_fs for time_fs in AUDIT_TIMES_FS}
+        self._motion_every = max(1, int(_MOTION_EVERY_FS / dt_fs + 1e-9))
+        self._most_motion = max(2, _MOST_NUMBERS // (6 * starts.n_atoms))
+        self.snapshots: list[Snapshot] = []
+        self._rows: list[tuple[float, FloatArray, FloatArray]] = []
+        self._motion: list[tuple[float, np.ndarray, np.ndarray, BoolArray]] = []
+        self._positions = as_numpy(starts.positions).astype(np.float32)
+        self._velocities = as_numpy(starts.velocities).astype(np.float32)
+
+    def add(self, frame: Frame, total: FloatArray, kinetic: FloatArray, whole: BoolArray) -> None:
+        time_fs = frame.step * self._dt_fs
+        if frame.step % self._every == 0 or frame.step == self._n_steps:
+            self._rows.append(
+                (time_fs, *(np.where(whole, e, np.nan) / self._n_atoms for e in (total, kinetic)))
+            )
+        if frame.step in self._audit_steps:
+            state = frame.state.detach().to("cpu")
+            for place, run in enumerate(frame.systems.tolist()):
+                if whole[run]:
+                    self.snapshots.append(Snapshot(run, self._audit_steps[frame.step], state.select([place])))
+        if frame.step % self._motion_every == 0 and len(self._motion) < self._most_motion:
+            atoms = as_numpy(self._starts.atoms_of(frame.systems))
+            self._positions[atoms] = as_numpy(frame.state.positions)
+            self._velocities[atoms] = as_numpy(frame.state.velocities)
+            self._motion.append((time_fs, self._positions.copy(), self._velocities.copy(), whole.copy()))
+
+    def arrays(self) -> dict[str, FloatArray]:
+        times, total, kinetic = zip(*self._rows, strict=True) if self._rows else ((), (), ())
+        n_runs = len(self._n_atoms)
+        totals = np.array(total).reshape(-1, n_runs)
+        return {
+            "times_fs": np.array(times, dtype=np.float64),
+            "total_energy": totals - totals[:1],
+            "kinetic_energy": np.array(kinetic).reshape(-1, n_runs),
+        }
+
+    def motion(self) -> Motion | None:
+        if not self._motion:
+            return None
+        times, positions, velocities, whole = (np.array(column) for column in zip(*self._motion, strict=True))
+        return Motion(times, positions, velocities, whole, self._starts.to("cpu"))
+
+
+def draw_starts(starts: State, temperature_K: float, seed: int) -> State:
+    """The same structures with Maxwell–Boltzmann velocities of a temperature; fixed atoms stay at rest."""
+    drawn = []
+    for number in range(starts.n_systems):
+        one = draw_velocities(starts.select([number]), temperature_K, seed + number)
+        if one.fixed is not None:
+            one = one.replace(velocities=one.velocities.masked_fill(one.fixed[:, None], 0.0))
+        drawn.append(one)
+    return concatenate(drawn)

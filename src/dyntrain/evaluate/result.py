@@ -1,135 +1,159 @@
-"""All that was measured of one model, and its plain form for JSON."""
+"""All that is measured of a model, and the two calls that measure it."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dyntrain import observables
 from dyntrain.data.trajectory import Trajectory
-from dyntrain.evaluate.free import FreeRuns, criterion_for, free_runs
+from dyntrain.evaluate.audit import AuditCurve, Reference, audit, check_reference
+from dyntrain.evaluate.criteria import FailureCriterion, criterion_for
+from dyntrain.evaluate.distributions import MotionComparison, compare_motion
+from dyntrain.evaluate.free import FreeRuns, draw_starts, free_runs
+from dyntrain.evaluate.record import plain_record
 from dyntrain.evaluate.rollouts import RolloutErrors, rollout_errors
+from dyntrain.evaluate.settings import EvaluationSettings
+from dyntrain.evaluate.speed import Speed, measure_speed
 from dyntrain.evaluate.starts import Progress, pick_starts
-from dyntrain.observables import FloatArray
 from dyntrain.potential import Potential
+
+Tell = Callable[[str, int, int], None]
+"""Called with (what is done, steps done, steps in all)."""
 
 
 @dataclass(frozen=True, eq=False)
 class ModelResult:
-    """All that was measured of one model."""
+    """All that was measured of one model; None: not measured.
+
+    rollout: against the recording, and on single structures
+    free:    free runs; with an audit of a reactive system, what it found counts among their failures
+    audit:   the model against the reference on its own way
+    motion:  what the free runs look like beside the recording
+    speed:   of the free runs' batch
+    """
 
     name: str
     rollout: RolloutErrors
     free: FreeRuns | None = None
+    audit: AuditCurve | None = None
+    motion: MotionComparison | None = None
+    speed: Speed | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers for JSON; null where there is no finite number (too many starts have burst)."""
-        rollout, one = self.rollout, self.rollout.one_step
-        curves = {
-            "force_mae_eV_A": rollout.force_mae,
-            "force_rmse_eV_A": rollout.force_rmse,
-            "position_rmsd_A": rollout.position_rmsd,
-            "energy_error_meV_atom": rollout.energy_error,
-        }
-        record: dict[str, Any] = {
+        """Plain numbers for JSON (keys: docs/verdict.md); null where there is no finite number."""
+        return {
             "name": self.name,
-            "one_step": {
-                "n_frames": one.n_frames,
-                "force_mae_eV_A": one.force_mae,
-                "force_rmse_eV_A": one.force_rmse,
-                "force_mae_per_element_eV_A": one.force_mae_per_element,
-                "energy_mae_meV_atom": one.energy_mae,
-                "energy_mae_shifted_meV_atom": one.energy_mae_shifted,
-            },
-            "rollout": {
-                "kicks_applied": True,
-                "kick_share": rollout.kick_share,
-                "horizon_fs": rollout.horizon_fs,
-                "horizon_asked_fs": rollout.horizon_asked_fs,
-                "n_starts": rollout.n_starts,
-                "starts": [{"file": file, "frame": frame} for file, frame in rollout.starts],
-                "doubling_time_fs": rollout.doubling_time_fs,
-                "times_fs": rollout.times_fs.tolist(),
-                "n_alive": rollout.n_alive.tolist(),
-                **{name: _quartiles(errors) for name, errors in curves.items()},
-                "force_mae_per_element_eV_A": {
-                    symbol: _quartiles(errors) for symbol, errors in rollout.force_mae_per_element.items()
-                },
-            },
-            "force_mae_eV_A": {
-                f"{mark:g}": value for mark, value in rollout.at_marks(rollout.force_mae).items()
-            },
-            "drift_meV_atom_ps": None,
-            "time_to_failure_fs": None,
+            **plain_record(self.rollout, self.free, self.audit, self.motion, self.speed),
         }
-        if self.free is not None:
-            record["drift_meV_atom_ps"] = self.free.drift_meV_atom_ps
-            record["time_to_failure_fs"] = self.free.time_to_failure()
-            record["free_runs"] = {
-                "criterion": self.free.criterion,
-                "dt_fs": self.free.dt_fs,
-                "wall_s": self.free.wall_s,
-                "failure_fs": self.free.failure_fs.tolist(),
-                "failed": self.free.failed.tolist(),
-                "reasons": {str(run): reason for run, reason in self.free.reasons.items()},
-                "drift_meV_atom_ps": [observables.finite_or_none(drift) for drift in self.free.drift],
-            }
-        return record
 
 
 def evaluate_model(
     name: str,
     potential: Potential,
     trajectories: Sequence[Trajectory],
+    settings: EvaluationSettings | None = None,
     *,
-    horizon_fs: float = 150.0,
-    n_starts: int = 16,
-    n_free_runs: int = 8,
-    free_length_fs: float = 1000.0,
-    seed: int = 0,
-    progress: Callable[[str, int, int], None] | None = None,
+    reference: Reference | None = None,
+    progress: Tell | None = None,
 ) -> ModelResult:
-    """Measure one model on held-out runs: roll-outs against them, then free runs from their frames.
+    """Measure one model on held-out runs: see ``evaluate_models``."""
+    return evaluate_models({name: potential}, trajectories, settings, reference=reference, progress=progress)[
+        0
+    ]
+
+
+def evaluate_models(
+    potentials: Mapping[str, Potential],
+    trajectories: Sequence[Trajectory],
+    settings: EvaluationSettings | None = None,
+    *,
+    reference: Reference | None = None,
+    progress: Tell | None = None,
+) -> list[ModelResult]:
+    """Measure models on held-out runs, all from the same starts.
+
+    Roll-outs against the recording; free runs from its frames until they fail; with a reference the audit of
+    the structures the free runs visit; distributions and spectra; and speed, in turns.
 
     Args:
-        name: the model's, in tables and figures.
-        horizon_fs, n_starts, seed: see ``rollout_errors``; the same seed gives every model the same starts.
-        n_free_runs, free_length_fs: number and length of the free runs (0 runs: none).
-        progress: called with (what is done, steps done, steps in all).
+        potentials: name → model, on its device; the first is the control that factors are given against.
+        trajectories: held-out runs with one time step.
+        reference: labels structures; must be the method of the recording.
+        progress: called after each step.
 
     Raises:
-        UserError: no run, different time steps, or an element the model does not know.
+        UserError: no run, different time steps, an element that a model does not know, or a reference that is
+            another method than the recording's.
     """
-
-    def telling(what: str) -> Progress | None:
-        return None if progress is None else functools.partial(progress, f"{name}: {what}")
-
-    against = rollout_errors(
-        potential,
-        trajectories,
-        horizon_fs=horizon_fs,
-        n_starts=n_starts,
-        seed=seed,
-        progress=telling("roll-outs"),
-    )
-    if n_free_runs < 1:
-        return ModelResult(name, against)
-    free = free_runs(
-        potential,
-        pick_starts(trajectories, n_free_runs, seed),
-        trajectories[0].dt,
-        free_length_fs,
-        criterion=criterion_for(trajectories),
-        progress=telling("free runs"),
-    )
-    return ModelResult(name, against, free)
+    settings = settings if settings is not None else EvaluationSettings()
+    evaluation = _Evaluation(trajectories, settings, reference, progress)
+    results = [evaluation.measure(name, potential) for name, potential in potentials.items()]
+    speeds = measure_speed(list(potentials.values()), evaluation.starts, trajectories[0].dt)
+    return [dataclasses.replace(result, speed=speed) for result, speed in zip(results, speeds, strict=True)]
 
 
-def _quartiles(errors: FloatArray) -> dict[str, list[float | None]]:
-    names = {"lower_quartile": 0.25, "median": 0.5, "upper_quartile": 0.75}
-    return {
-        name: [observables.finite_or_none(value) for value in observables.quantile_over_starts(errors, q)]
-        for name, q in names.items()
-    }
+class _Evaluation:
+    """What is the same for all models of an evaluation."""
+
+    def __init__(
+        self,
+        trajectories: Sequence[Trajectory],
+        settings: EvaluationSettings,
+        reference: Reference | None,
+        tell: Tell | None,
+    ) -> None:
+        self._trajectories, self._settings, self._tell = trajectories, settings, tell
+        self._reference = reference
+        self._agreement = check_reference(reference, trajectories) if reference else float("nan")
+        self._criterion: FailureCriterion | None = None
+        if settings.n_free_runs:
+            self._criterion = criterion_for(trajectories, settings.failure)
+        # Without free runs, the batch of the roll-outs is what speed is measured on.
+        self.starts = pick_starts(trajectories, settings.n_free_runs or settings.n_starts, settings.seed)
+        if settings.free_temperature_K is not None:
+            self.starts = draw_starts(self.starts, settings.free_temperature_K, settings.seed)
+
+    def _telling(self, what: str) -> Progress | None:
+        return None if self._tell is None else functools.partial(self._tell, what)
+
+    def measure(self, name: str, potential: Potential) -> ModelResult:
+        settings = self._settings
+        against = rollout_errors(
+            potential,
+            self._trajectories,
+            horizon_fs=settings.horizon_fs,
+            n_starts=settings.n_starts,
+            seed=settings.seed,
+            progress=self._telling(f"{name}: roll-outs"),
+        )
+        if self._criterion is None:
+            return ModelResult(name, against)
+        free = free_runs(
+            potential,
+            self.starts,
+            self._trajectories[0].dt,
+            settings.free_length_fs,
+            criterion=self._criterion,
+            temperature_K=settings.free_temperature_K,
+            progress=self._telling(f"{name}: free runs"),
+        )
+        motion = compare_motion(free, self._trajectories)
+        curve = self._audit(name, potential, free)
+        if curve is not None and self._criterion.audit_ratio is not None:
+            free = free.failing_also(curve.exceeding(self._criterion.audit_ratio))
+        return ModelResult(name, against, free, curve, motion)
+
+    def _audit(self, name: str, potential: Potential, free: FreeRuns) -> AuditCurve | None:
+        if self._reference is None or not free.snapshots:
+            return None
+        return audit(
+            potential,
+            free,
+            self._reference,
+            agreement=self._agreement,
+            max_runs=self._settings.audit_runs,
+            progress=self._telling(f"{name}: audit"),
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,15 +12,17 @@ from ase.data import chemical_symbols
 
 from dyntrain import observables
 from dyntrain.data.segments import Batch, collate, find_segments
+from dyntrain.data.small_steps import by_small_steps
 from dyntrain.data.trajectory import Trajectory
 from dyntrain.evaluate.starts import Progress, as_numpy, chunks_of, common_dt_fs, longest_horizon, spread
-from dyntrain.integrators import Kicks, VelocityVerlet
-from dyntrain.neighbors import neighbor_list
+from dyntrain.integrators import Kicks
+from dyntrain.neighbors import VerletNeighbors, neighbor_list
 from dyntrain.observables import FloatArray, IntArray
 from dyntrain.potential import Potential
-from dyntrain.rollout import BurstGuard, Frame, Full, rollout
+from dyntrain.rollout import BurstGuard, Frame, StopGradient
 from dyntrain.simulate import device_of
 from dyntrain.state import State, concatenate
+from dyntrain.unroll import unroll
 
 MARKS_FS = (0.0, 10.0, 25.0, 50.0, 100.0, 150.0)
 """Times at which tables give the errors of a roll-out."""
@@ -59,7 +61,9 @@ class RolloutErrors:
     starts:        (file, frame in the file) of each start
     horizon_asked_fs: longer than ``times_fs[-1]`` where the runs do not allow it
     kick_share:    rms of the velocity kicks over the rms of F/m·dt: 0 for NVE to rounding
-    doubling_time_fs: of small deviations, by the model's own twin runs; None where they do not grow
+    twin_distance: rms distance of two roll-outs of the model from starts 1e-6 Å apart, Å: how fast a hair's
+                   deviation grows by itself; NaN from the time one has burst
+    doubling_time_fs: of such deviations while they are small; None where they do not double
     """
 
     times_fs: FloatArray
@@ -71,6 +75,7 @@ class RolloutErrors:
     starts: tuple[tuple[str, int], ...]
     horizon_asked_fs: float
     kick_share: float
+    twin_distance: FloatArray
     doubling_time_fs: float | None
     one_step: OneStepErrors
 
@@ -134,10 +139,13 @@ def rollout_errors(
     """
     dt_fs = common_dt_fs(trajectories)
     n_steps = longest_horizon(trajectories, max(round(horizon_fs / dt_fs), 0), n_starts)
-    segments = spread(find_segments(trajectories, n_steps + 1, "held-out"), n_starts, seed)
+    chosen = spread(find_segments(trajectories, n_steps + 1, "held-out"), n_starts, seed)
+    chunks = [
+        chunk for alike in by_small_steps(chosen, trajectories) for chunk in chunks_of(alike, trajectories)
+    ]
+    segments = [segment for chunk in chunks for segment in chunk]
     elements = sorted({int(z) for run in trajectories for z in run.atomic_numbers})
     guard = guard if guard is not None else BurstGuard()
-    chunks = chunks_of(segments, trajectories)
     steps = _StepCount(progress, 2 * n_steps * len(chunks))
     tables, twins = [], []
     for chunk in chunks:
@@ -146,9 +154,7 @@ def rollout_errors(
         twins.append(_twin_deviations(potential, batch, seed, guard, steps))
     table = np.concatenate(tables, axis=1)
     times = np.arange(n_steps + 1, dtype=np.float64) * dt_fs
-    together = min(len(deviations) for deviations in twins)
-    deviations = np.concatenate([d[:together] for d in twins], axis=1)
-    doubling = observables.doubling_time(times[:together], deviations, _SMALL) if together > 2 else None
+    twin_distance, doubling = _separation(twins, times)
     per_element = {chemical_symbols[z]: table[..., 4 + n] for n, z in enumerate(elements)}
     return RolloutErrors(
         times_fs=times,
@@ -160,9 +166,20 @@ def rollout_errors(
         starts=tuple((trajectories[s.run].file, trajectories[s.run].first_frame + s.start) for s in segments),
         horizon_asked_fs=horizon_fs,
         kick_share=_kick_share(trajectories),
+        twin_distance=twin_distance,
         doubling_time_fs=doubling,
         one_step=one_step_errors(potential, trajectories),
     )
+
+
+def _separation(twins: list[FloatArray], times: FloatArray) -> tuple[FloatArray, float | None]:
+    """Twin distances of all chunks, [n_times, n_starts] NaN where one has ended; their doubling time."""
+    together = min(len(deviations) for deviations in twins)
+    distance = np.full((len(times), sum(d.shape[1] for d in twins)), np.nan)
+    distance[:together] = np.concatenate([d[:together] for d in twins], axis=1)
+    if together < 3:
+        return distance, None
+    return distance, observables.doubling_time(times[:together], distance[:together], _SMALL)
 
 
 def one_step_errors(
@@ -202,7 +219,7 @@ def _errors_of(
     """[length, n_systems, 4 + n_elements]: force MAE, RMSE, position RMSD, energy, force MAE by element."""
     start, targets, n_systems = batch.state, batch.targets, batch.state.n_systems
     table = np.full((batch.length, n_systems, 4 + len(elements)), np.nan)
-    for frame in _no_grad_rollout(potential, start, batch, batch.kicks, guard):
+    for frame in _unrolled(potential, batch, guard):
         steps.reached(frame.step)
         state, alive = frame.state, as_numpy(frame.systems)
         atoms = start.atoms_of(frame.systems)
@@ -221,8 +238,9 @@ def _errors_of(
     return table
 
 
-# Twins start 1e-4 Å apart (far above rounding) and are followed while they are closer than 0.1 Å.
-_APART, _SMALL = 1e-4, 0.1
+# Twins start 1e-6 Å apart (rounding of float32 networks moves that by a few percent) and are followed while
+# they are closer than 0.1 Å.
+_APART, _SMALL = 1e-6, 0.1
 
 
 def _twin_deviations(
@@ -233,10 +251,10 @@ def _twin_deviations(
     generator = np.random.default_rng(seed)
     hair = torch.from_numpy(generator.standard_normal(tuple(state.positions.shape)) * _APART)
     twin = state.replace(positions=state.positions + hair.to(state.device))
-    kicks = Kicks(*(torch.cat([k, k], dim=1) for k in (batch.kicks.positions, batch.kicks.velocities)))
+    pairs = _side_by_side(batch, twin)
     system_idx = as_numpy(state.system_idx)
     deviations = []
-    for frame in _no_grad_rollout(potential, concatenate([state, twin]), batch, kicks, guard, copies=2):
+    for frame in _unrolled(potential, pairs, guard):
         if frame.state.n_systems < 2 * n_systems:
             break
         steps.reached(frame.step)
@@ -246,14 +264,26 @@ def _twin_deviations(
     return np.array(deviations).reshape(-1, n_systems)
 
 
-@torch.no_grad()
-def _no_grad_rollout(
-    potential: Potential, start: State, batch: Batch, kicks: Kicks, guard: BurstGuard, copies: int = 1
-) -> Iterator[Frame]:
-    integrator = VelocityVerlet(batch.dt.repeat(copies))
-    yield from rollout(
-        potential, start, integrator, batch.length - 1, backprop=Full(), kicks=kicks, guard=guard
+def _side_by_side(batch: Batch, twin: State) -> Batch:
+    """The batch's starts and their twins, which the same kicks or friction move along."""
+    kicks, friction = batch.kicks, batch.friction
+    return replace(
+        batch,
+        state=concatenate([batch.state, twin]),
+        kicks=Kicks(
+            torch.cat([kicks.positions] * 2, dim=1),
+            torch.cat([kicks.velocities] * 2, dim=1),
+            None if kicks.cells is None else torch.cat([kicks.cells] * 2, dim=1),
+        ),
+        dt=batch.dt.repeat(2),
+        friction=None if friction is None else friction.repeat(1, 2),
     )
+
+
+@torch.no_grad()
+def _unrolled(potential: Potential, batch: Batch, guard: BurstGuard) -> Iterator[Frame]:
+    neighbors = VerletNeighbors(potential.cutoff)
+    yield from unroll(potential, batch, backprop=StopGradient(), neighbors=neighbors, guard=guard)
 
 
 def _kick_share(trajectories: Sequence[Trajectory]) -> float:

@@ -1,4 +1,4 @@
-"""The verdict in words, made from the numbers: which model wins, or that none does."""
+"""The verdict in words, made from the numbers: usable for how long, at what error, and which model wins."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dyntrain import observables
+from dyntrain.evaluate.audit import AuditCurve
 from dyntrain.evaluate.free import FreeRuns
 from dyntrain.evaluate.result import ModelResult
 from dyntrain.evaluate.rollouts import MARKS_FS, RolloutErrors
@@ -19,6 +21,22 @@ _LEVEL = 0.05
 # Fewer starts cannot pass a two-sided sign test at 5 %, even if all agree (2 / 2⁶ = 0.03).
 _FEWEST_STARTS = 6
 
+# A model is called usable while at least this share of its free runs is whole …
+_SHARE_WHOLE = 0.9
+# … and the median force error on its own way is at most so many times what it was at the start.
+_AUDIT_GROWTH = 2.0
+
+# MLIPAudit calls an NVE run good below this.
+_NVE_THRESHOLD = 1.0
+
+
+@dataclass(frozen=True)
+class Usable:
+    """For how long a model is usable, and what ends it (None: nothing within the runs)."""
+
+    time_fs: float
+    ended_by: str | None
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -29,20 +47,55 @@ class Verdict:
     reasons: tuple[str, ...]
 
 
+def usable_words(result: ModelResult) -> str:
+    """For how long a model is usable, as a cell of a table."""
+    found = usable(result)
+    if found is None:
+        return "–"
+    return f"> {duration(found.time_fs)}" if found.ended_by is None else duration(found.time_fs)
+
+
+def usable(result: ModelResult) -> Usable | None:
+    """Until when at least 90 % of the free runs are whole and the audit's median error is at most twice its
+    start; None without free runs."""
+    free, audit = result.free, result.audit
+    if free is None:
+        return None
+    ends = [Usable(free.run_length_fs, None)]
+    times, shares = observables.kaplan_meier(free.failure_fs, free.failed)
+    below = np.flatnonzero(shares < _SHARE_WHOLE)
+    if below.size:
+        time_fs = float(times[below[0]])
+        run = int(np.flatnonzero(free.failed & (free.failure_fs == time_fs))[0])
+        ends.append(Usable(time_fs, free.reasons[run]))
+    if audit is not None:
+        median = audit.quantile(0.5)
+        # Where half of the runs have failed the median is infinite; their failure is counted above.
+        above = np.flatnonzero(np.isfinite(median) & (median > _AUDIT_GROWTH * median[0]))
+        if above.size:
+            growth = median[above[0]] / median[0]
+            words = f"the force error on its own way is {growth:.1f} × its start"
+            # Between two audited times nothing is known: usable up to the last one that was fine.
+            before = float(audit.times_fs[above[0] - 1])
+            ends.append(Usable(before, f"by {duration(audit.times_fs[above[0]])} {words}"))
+    return min(ends, key=lambda end: end.time_fs)
+
+
 def judge(results: Sequence[ModelResult]) -> Verdict:
-    """Say in words how good one model is, or which of several wins.
+    """Say in words how good one model is, or which of several wins; the first is the control.
 
     A model is called closer to the recording when its force error is lower than the other's in so many of
     the common starts that chance does not explain it (sign test, 5 %); only starts whose roll-outs do not
     overlap in time count, at the longest time in the tables that leaves six of them. It is called more
-    stable when its free runs fail less often than chance explains (Fisher's exact test, 5 %). It wins over
-    another if it is ahead in one of these and behind in neither, and altogether if it wins over all others.
+    stable when its free runs last longer than chance explains (log-rank test by permutation, 5 %). It wins
+    over another if it is ahead in one of these and behind in neither, and altogether if it wins over all.
     """
     if not results:
         raise ValueError("there is no result to judge")
     reasons = [_of_one(result) for result in results]
     if len(results) == 1:
-        return Verdict(None, _usable(results[0]), tuple(reasons))
+        return Verdict(None, usable_sentence(results[0]), tuple(reasons))
+    reasons = [usable_sentence(result) for result in results] + reasons
     wins = {result.name: 0 for result in results}
     for number, one in enumerate(results):
         for other in results[number + 1 :]:
@@ -50,6 +103,7 @@ def judge(results: Sequence[ModelResult]) -> Verdict:
             reasons += words
             if better is not None:
                 wins[better.name] += 1
+    reasons += [sentence for other in results[1:] if (sentence := factor_sentence(results[0], other))]
     best = [name for name, count in wins.items() if count == len(results) - 1]
     if best:
         others = " and ".join(result.name for result in results if result.name != best[0])
@@ -58,24 +112,52 @@ def judge(results: Sequence[ModelResult]) -> Verdict:
     return Verdict(None, f"No clear winner here among {names}.", tuple(reasons))
 
 
-def _usable(result: ModelResult) -> str:
+# --- one model ----------------------------------------------------------------------------------------
+
+
+def usable_sentence(result: ModelResult) -> str:
+    """For how long a model is usable, at what error, and what breaks first."""
     mark, error = _last_mark(result)
     if error is None:
         return f"{result.name}: half of the roll-outs burst within {mark:g} fs; not usable for dynamics here."
-    headline = f"{result.name}: after {mark:g} fs its forces differ from the recording's by {error:.3g} eV/Å"
-    if result.free is not None:
-        failed, runs = int(result.free.failed.sum()), result.free.n_runs
-        length = duration(result.free.run_length_fs)
-        headline += (
-            f", and all {runs} free runs stayed whole for {length}"
-            if not failed
-            else f", and {failed} of {runs} free runs failed within {length}"
+    found = usable(result)
+    if found is None:
+        return f"{result.name}: after {mark:g} fs its forces differ from the recording's by {error:.3g} eV/Å."
+    at_error = _error_at(result, found.time_fs)
+    if result.free is not None and result.free.temperature_K is not None:
+        at_error += f", in runs started at {result.free.temperature_K:g} K"
+    if found.ended_by is None:
+        return (
+            f"{result.name} is usable for at least {duration(found.time_fs)} here, {at_error}: nothing broke."
         )
-    return headline + "."
+    if found.time_fs <= 0:
+        return f"{result.name} is not usable for dynamics here: {found.ended_by}."
+    return (
+        f"{result.name} is usable for about {duration(found.time_fs)} here, {at_error}; what breaks first: "
+        f"{found.ended_by}."
+    )
+
+
+def _error_at(result: ModelResult, time_fs: float) -> str:
+    """The force error that a run of this length is made with."""
+    audit = result.audit
+    if audit is None:
+        return (
+            f"with a force error of {result.rollout.one_step.force_mae:.3g} eV/Å on recorded structures (on "
+            "its own: unknown, no audit was made)"
+        )
+    median = audit.quantile(0.5)
+    known = np.flatnonzero((audit.times_fs <= time_fs) & np.isfinite(median))
+    if not known.size:
+        return "with an unknown force error (every reference calculation failed)"
+    at = known[-1]
+    return (
+        f"with a force error of {median[at]:.3g} eV/Å on its own structures at {duration(audit.times_fs[at])}"
+    )
 
 
 def _of_one(result: ModelResult) -> str:
-    rollout, one = result.rollout, result.rollout.one_step
+    rollout, one, free = result.rollout, result.rollout.one_step, result.free
     mark, error = _last_mark(result)
     parts = [f"{result.name}: force error {one.force_mae:.3g} eV/Å on single structures"]
     if mark > 0:
@@ -87,12 +169,27 @@ def _of_one(result: ModelResult) -> str:
     lost = rollout.n_starts - int(rollout.n_alive[-1])
     if lost:
         parts.append(f"{lost} of {rollout.n_starts} roll-outs burst")
-    free = result.free
+    if result.audit is not None:
+        parts.append(_audited(result.audit))
     if free is not None:
         parts.append(_failures(free))
-        if free.drift_meV_atom_ps is not None:
-            parts.append(f"energy drift {free.drift_meV_atom_ps:.3g} meV/atom/ps")
+        parts += _conservation(free)
     return ", ".join(parts) + "."
+
+
+def _audited(audit: AuditCurve) -> str:
+    median = audit.quantile(0.5)
+    known = np.flatnonzero(np.isfinite(median))
+    failed = f" ({len(audit.failures)} reference calculations failed)" if audit.failures else ""
+    if not known.size:
+        return f"audit: no result{failed}"
+    last = known[-1]
+    if last == 0:
+        return f"audit: {median[0]:.3g} eV/Å at the start{failed}"
+    return (
+        f"audit: {median[known[0]]:.3g} eV/Å at the start and {median[last]:.3g} at "
+        f"{duration(audit.times_fs[last])}{failed}"
+    )
 
 
 def _failures(free: FreeRuns) -> str:
@@ -100,13 +197,34 @@ def _failures(free: FreeRuns) -> str:
     length = duration(free.run_length_fs)
     if not numbers["n_failed"]:
         return f"none of {free.n_runs} free runs failed within {length}"
-    median = numbers["median"]
-    half = f", half of them by {duration(median)}" if median is not None else ""
-    return f"{numbers['n_failed']} of {free.n_runs} free runs failed within {length}{half}"
+    failed = f"{numbers['n_failed']} of {free.n_runs} free runs failed within {length}"
+    return failed + median_words(free, ", half by ")
+
+
+def median_words(free: FreeRuns, before: str = "") -> str:
+    """The median time to failure and its 95 % interval; empty where fewer than half failed."""
+    numbers = free.time_to_failure()
+    median, low, high = numbers["median"], numbers["median_low"], numbers["median_high"]
+    if median is None:
+        return ""
+    upper = "beyond the runs" if high is None else duration(high)
+    return f"{before}{duration(median)} (95 %: {duration(low or 0.0)} to {upper})"
+
+
+def _conservation(free: FreeRuns) -> list[str]:
+    parts = []
+    if free.drift_meV_atom_ps is not None:
+        parts.append(f"energy drift {free.drift_meV_atom_ps:.3g} meV/atom/ps")
+    if free.nve_score is not None and free.nve_score > _NVE_THRESHOLD:
+        parts.append(f"NVE score {free.nve_score:.2g}, above MLIPAudit's threshold of {_NVE_THRESHOLD:g}")
+    return parts
 
 
 def _last_mark(result: ModelResult) -> tuple[float, float | None]:
     return list(result.rollout.at_marks(result.rollout.force_mae).items())[-1]
+
+
+# --- two models ---------------------------------------------------------------------------------------
 
 
 def _compare(one: ModelResult, other: ModelResult) -> tuple[ModelResult | None, list[str]]:
@@ -117,6 +235,30 @@ def _compare(one: ModelResult, other: ModelResult) -> tuple[ModelResult | None, 
     if len(ahead) == 1:
         better = one if one.name in ahead else other
     return better, [closer_words, *steadier_words]
+
+
+def factor_sentence(control: ModelResult, other: ModelResult) -> str | None:
+    """How many times longer the other model's free runs last than the control's, or why this cannot be said;
+    None where no run of either failed, or there were none."""
+    one, two = control.free, other.free
+    if one is None or two is None or not (one.failed.any() or two.failed.any()):
+        return None
+    found = observables.failure_factor(
+        one.failure_fs, one.failed, two.failure_fs, two.failed, one.run_length_fs
+    )
+    if found is None:
+        failed = f"{int(one.failed.sum())} of {one.n_runs}"
+        return (
+            f"How many times longer {other.name} lasts than {control.name} cannot be stated: {failed} free "
+            f"runs of {control.name} failed, and half of them must (after the start). Make them harder: a "
+            "higher --free-temperature, a longer --free-length, or models trained on fewer frames."
+        )
+    upper = "no upper bound" if found.high is None else f"{found.high:.2g}"
+    least = "at least " if found.is_bound else ""
+    return (
+        f"{other.name} lasts {least}{found.value:.2g} times as long as {control.name} (ratio of the median "
+        f"times to failure; 95 % of the bootstrap: {found.low:.2g} to {upper})."
+    )
 
 
 def _closer(one: ModelResult, other: ModelResult) -> tuple[ModelResult | None, str]:
@@ -175,37 +317,32 @@ def _wins(one: FloatArray, other: FloatArray) -> tuple[int, int]:
 
 
 def _steadier(one: ModelResult, other: ModelResult) -> tuple[ModelResult | None, list[str]]:
-    if one.free is None or other.free is None:
+    first, second = one.free, other.free
+    if first is None or second is None:
         return None, []
-    n_one, n_other = int(one.free.failed.sum()), int(other.free.failed.sum())
+    n_one, n_other = int(first.failed.sum()), int(second.failed.sum())
     if n_one == n_other == 0:
-        length = duration(one.free.run_length_fs)
+        length = duration(first.run_length_fs)
         return None, [f"All free runs stayed whole for {length}: they do not tell the models apart."]
-    p = fisher_test(n_one, one.free.n_runs, n_other, other.free.n_runs)
+    p = observables.log_rank_test(first.failure_fs, first.failed, second.failure_fs, second.failed)
     words = (
-        f"{n_one} of {one.free.n_runs} free runs of {one.name} failed, {n_other} of {other.free.n_runs} of "
+        f"{n_one} of {first.n_runs} free runs of {one.name} failed, {n_other} of {second.n_runs} of "
         f"{other.name}"
     )
     if p >= _LEVEL:
-        return None, [f"{words}: chance explains that (Fisher's test, p = {p:.2g})."]
-    better = one if n_one < n_other else other
-    return better, [f"{words}: {better.name} is more stable (Fisher's test, p = {p:.2g})."]
+        return None, [f"{words}: chance explains that (log-rank test, p = {p:.2g})."]
+    lasting = [
+        observables.restricted_mean_time_to_failure(free.failure_fs, free.failed, free.run_length_fs)
+        for free in (first, second)
+    ]
+    better = one if lasting[0] > lasting[1] else other
+    return better, [f"{words}: {better.name} is more stable (log-rank test, p = {p:.2g})."]
 
 
 def sign_test(n_one: int, n_other: int) -> float:
     """Two-sided probability that a fair coin falls at least so unevenly as n_one : n_other."""
     n, least = n_one + n_other, min(n_one, n_other)
     return min(1.0, 2.0 * sum(math.comb(n, k) for k in range(least + 1)) / 2.0**n)
-
-
-def fisher_test(failed_one: int, n_one: int, failed_other: int, n_other: int) -> float:
-    """Fisher's exact test, two-sided: chance of a split of the failures that is no likelier than this one."""
-    failed, total = failed_one + failed_other, math.comb(n_one + n_other, failed_one + failed_other)
-    chances = {
-        k: math.comb(n_one, k) * math.comb(n_other, failed - k) / total
-        for k in range(max(0, failed - n_other), min(failed, n_one) + 1)
-    }
-    return sum(p for p in chances.values() if p <= chances[failed_one] * (1 + 1e-9))
 
 
 def duration(fs: float) -> str:

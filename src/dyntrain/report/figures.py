@@ -10,6 +10,7 @@ import numpy as np
 
 from dyntrain import observables
 from dyntrain.evaluate import FreeRuns, ModelResult
+from dyntrain.evaluate.verdict import duration
 from dyntrain.observables import FloatArray
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5b5b5b")
@@ -38,7 +39,7 @@ def colour_of(number: int) -> str:
     return COLOURS[number % len(COLOURS)]
 
 
-def _translucent(colour: str, share: float) -> str:
+def translucent(colour: str, share: float) -> str:
     red, green, blue = (int(colour[place : place + 2], 16) for place in (1, 3, 5))
     return f"rgba({red},{green},{blue},{share})"
 
@@ -60,7 +61,8 @@ def styled(traces: list[Any], x: str, y: str, **layout: Any) -> Any:
         template="none",
         font={"family": "system-ui, sans-serif", "size": 14, "color": "#222"},
         margin={"l": 68, "r": 16, "t": 36, "b": 52},
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        # Filled bands would turn the order of the legend round.
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "traceorder": "normal"},
         hovermode="x unified",
         hoverlabel={"namelength": -1},
         **layout,
@@ -84,12 +86,72 @@ def error_versus_time(results: Sequence[ModelResult], quantity: str, label: str)
         low, median, high = (_gaps(observables.quantile_over_starts(errors, q)) for q in (0.25, 0.5, 0.75))
         common = {"x": times, "mode": "lines", "legendgroup": result.name}
         hidden = {"showlegend": False, "hoverinfo": "skip", "line": {"width": 0}}
-        band = _translucent(colour_of(number), 0.18)
+        band = translucent(colour_of(number), 0.18)
         traces.append(go.Scatter(y=low, **common, **hidden))
         traces.append(go.Scatter(y=high, fill="tonexty", fillcolor=band, **common, **hidden))
         line = {"color": colour_of(number), "width": 2.5}
         traces.append(go.Scatter(y=median, name=result.name, line=line, hovertemplate="%{y:.3g}", **common))
     return styled(traces, "time (fs)", label, yaxis={"rangemode": "tozero"})
+
+
+def deviations(results: Sequence[ModelResult]) -> Any:
+    """Position error beside the distance of twin roll-outs of the model, medians over the starts, both as
+    growth on a logarithmic scale: chaos is what the dotted line does."""
+    import plotly.graph_objects as go
+
+    traces: list[Any] = []
+    for number, result in enumerate(results):
+        rollout, colour = result.rollout, colour_of(number)
+        for errors, words, dash in (
+            (rollout.position_rmsd, "from the recording", "solid"),
+            (rollout.twin_distance, "from its twin", "dot"),
+        ):
+            median = _gaps(observables.quantile_over_starts(errors, 0.5))
+            traces.append(
+                go.Scatter(
+                    x=rollout.times_fs,
+                    y=np.where(median > 0, median, np.nan),
+                    name=f"{result.name}, {words}",
+                    mode="lines",
+                    line={"color": colour, "width": 2, "dash": dash},
+                    hovertemplate="%{y:.2g}",
+                )
+            )
+    figure = styled(traces, "time (fs)", "RMS distance (Å)", yaxis={"type": "log"})
+    figure.update_yaxes(dtick=1)
+    return figure
+
+
+def audit_curves(results: Sequence[ModelResult]) -> Any:
+    """Force error on the free runs' own structures: median over the runs, bars over the middle half."""
+    import plotly.graph_objects as go
+
+    traces: list[Any] = []
+    times = sorted({float(t) for r in results if r.audit for t in r.audit.times_fs})
+    shown = [number for number, result in enumerate(results) if result.audit]
+    for place, number in enumerate(shown):
+        audit = results[number].audit
+        assert audit is not None
+        low, median, high = (_gaps(audit.quantile(q)) for q in (0.25, 0.5, 0.75))
+        # Times are categories, 0 among them; models stand beside each other.
+        x = [times.index(float(t)) + 0.12 * (place - 0.5 * (len(shown) - 1)) for t in audit.times_fs]
+        bars = {"array": high - median, "arrayminus": median - low, "width": 4, "thickness": 1.5}
+        traces.append(
+            go.Scatter(
+                x=x,
+                y=median,
+                error_y=bars,
+                name=results[number].name,
+                mode="lines+markers",
+                line={"color": colour_of(number), "width": 2},
+                marker={"size": 8},
+                hovertemplate="%{y:.3g}",
+            )
+        )
+    figure = styled(traces, "time of the free run", "force MAE (eV/Å)", yaxis={"rangemode": "tozero"})
+    ticks = [duration(time) if time else "start" for time in times]
+    figure.update_xaxes(tickvals=list(range(len(times))), ticktext=ticks, range=[-0.4, len(times) - 0.6])
+    return figure
 
 
 def _gaps(values: FloatArray) -> FloatArray:
@@ -162,7 +224,7 @@ def energy_traces(results: Sequence[ModelResult]) -> Any:
                     y=1000 * free.total_energy[:, run],
                     name=name,
                     mode="lines",
-                    line={"color": _translucent(colour_of(number), 0.65), "width": 1},
+                    line={"color": translucent(colour_of(number), 0.65), "width": 1},
                     showlegend=False,
                     hoverinfo="skip",
                     yaxis=f"y{panel + 1}" if panel else "y",
@@ -203,7 +265,8 @@ def _reach(free: FreeRuns) -> float:
 
 
 def survival(results: Sequence[ModelResult]) -> Any:
-    """Share of the free runs that are whole versus time (Kaplan–Meier); a cross: runs that ended whole."""
+    """Share of the free runs that are whole versus time (Kaplan–Meier) with its 95 % band; a cross: runs that
+    ended whole."""
     import plotly.graph_objects as go
 
     traces: list[Any] = []
@@ -211,12 +274,19 @@ def survival(results: Sequence[ModelResult]) -> Any:
         free = result.free
         if free is None:
             continue
-        times, shares = observables.kaplan_meier(free.failure_fs, free.failed)
-        last = float(shares[-1]) if len(shares) else 1.0
-        x = np.concatenate([[0.0], times, [free.run_length_fs]]) / 1000
-        y = np.concatenate([[1.0], shares, [last]])
+        curve = observables.survival_curve(free.failure_fs, free.failed)
+        x = np.concatenate([[0.0], curve.times, [free.run_length_fs]]) / 1000
+        y, low, high = (_carried(shares) for shares in (curve.share, curve.low, curve.high))
         dash = ("solid", "dash", "dot")[number % 3]  # curves often lie on each other at 100 %
         line = {"color": colour_of(number), "width": 2.5, "shape": "hv", "dash": dash}
+        if len(curve.times):
+            hidden = {
+                "x": x, "mode": "lines", "line": {"width": 0, "shape": "hv"}, "showlegend": False,
+                "hoverinfo": "skip",
+            }  # fmt: skip
+            band = translucent(colour_of(number), 0.12)
+            traces.append(go.Scatter(y=low, **hidden))
+            traces.append(go.Scatter(y=high, fill="tonexty", fillcolor=band, **hidden))
         traces.append(
             go.Scatter(x=x, y=y, name=result.name, mode="lines", line=line, hovertemplate="%{y:.0%}")
         )
@@ -232,3 +302,11 @@ def survival(results: Sequence[ModelResult]) -> Any:
     figure = styled(traces, "time (ps)", "runs still whole", yaxis={"range": [0, 1.06], "tickformat": ".0%"})
     figure.update_xaxes(range=[0, 1.02 * longest])
     return figure
+
+
+def _carried(shares: FloatArray) -> FloatArray:
+    """The steps of a survival curve from the start to the end of the runs; an unknown bound stays."""
+    steps = [1.0]
+    for share in shares.tolist():
+        steps.append(share if np.isfinite(share) else steps[-1])
+    return np.array([*steps, steps[-1]])

@@ -8,10 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dyntrain.atomic import write_text
 from dyntrain.errors import UserError
 from dyntrain.evaluate import ModelResult, Verdict, summary_rows
-from dyntrain.report import figures
+from dyntrain.evaluate.distributions import MotionCurve
+from dyntrain.evaluate.verdict import duration
+from dyntrain.report import figures, panels
 from dyntrain.report.figures import LearningCurve
 
 _TEMPLATE = Path(__file__).with_name("page.html.jinja")
@@ -82,18 +86,31 @@ def write_report(
         shortened=results[0].rollout.horizon_fs < 0.99 * results[0].rollout.horizon_asked_fs,
         against=_figures_against(results),
         free=_figures_free(results),
-        criterion=next((result.free.criterion for result in results if result.free), None),
-        failures=[
-            (result.name, run, result.free.failure_fs[run], reason)
-            for result in results
-            if result.free
-            for run, reason in result.free.reasons.items()
-        ],
+        audited=_figures_audit(results),
+        audit_facts=_audit_sentences(results),
+        motion=_figures_motion(results),
+        motion_rows=_motion_rows(results),
+        left_out=next((result.motion.left_out for result in results if result.motion), {}),
+        criterion=next((str(result.free.criterion) for result in results if result.free), None),
+        kind=next((result.free.criterion.kind for result in results if result.free), None),
+        temperature=next((result.free.temperature_K for result in results if result.free), None),
+        censored=_censored_sentence(results),
+        speed=next((result.speed for result in results if result.speed), None),
+        failures=_failures(results),
         training=_figures_training(curves, names),
         provenance=dict(provenance or {}),
         plotly_js=get_plotlyjs(),
     )
     write_text(path, page)
+
+
+def _failures(results: Sequence[ModelResult]) -> list[tuple[str, int, float, str]]:
+    return [
+        (result.name, run, float(result.free.failure_fs[run]), reason)
+        for result in results
+        if result.free
+        for run, reason in result.free.reasons.items()
+    ]
 
 
 def _one_step_rows(results: Sequence[ModelResult]) -> list[tuple[str, list[str]]]:
@@ -148,10 +165,94 @@ def _figures_against(results: Sequence[ModelResult]) -> list[_Figure]:
         ("position_rmsd", "Position error", "RMS distance (Å)", 340),
         ("energy_error", "Potential-energy error", "meV/atom", 340),
     )
-    return [
+    drawn = [
         _Figure(title, caption, height, _json(figures.error_versus_time(results, quantity, label)))
         for quantity, title, label, height in shown
     ]
+    twins = _Figure(
+        "How much of it is chaos",
+        "Solid: position error. Dotted: two roll-outs of the same model from starts 1e-6 Å apart. Where the "
+        "solid line is no steeper than the dotted one, the error grows because the motion is unstable, not "
+        "because new force errors are made. Medians over the starts.",
+        340,
+        _json(figures.deviations(results)),
+    )
+    return [*drawn, twins]
+
+
+def _figures_audit(results: Sequence[ModelResult]) -> list[_Figure]:
+    if not any(result.audit for result in results):
+        return []
+    caption = (
+        "Median over the audited runs; bars: the middle half of them. A run that has failed counts as "
+        "infinitely wrong; a reference calculation that failed does not count."
+    )
+    return [
+        _Figure(
+            "Force error on the model's own structures", caption, 360, _json(figures.audit_curves(results))
+        )
+    ]
+
+
+def _audit_sentences(results: Sequence[ModelResult]) -> list[str]:
+    audits = [(result.name, result.audit) for result in results if result.audit]
+    if not audits:
+        return []
+    first = audits[0][1]
+    sentences = [
+        f"Reference: {first.reference}; on recorded structures its forces agree with the recorded ones to "
+        f"{first.agreement:.2g} of their size."
+    ]
+    for name, audit in audits:
+        count = int(np.isfinite(audit.force_mae).sum())
+        failed = f"; {len(audit.failures)} reference calculations failed" if audit.failures else ""
+        sentences.append(f"{name}: {count} structures of {len(audit.runs)} free runs recomputed{failed}.")
+    return sentences
+
+
+def _censored_sentence(results: Sequence[ModelResult]) -> str:
+    parts = [
+        f"{int((~r.free.failed).sum())} of {r.free.n_runs} runs of {r.name} ended whole after "
+        f"{duration(r.free.run_length_fs)}"
+        for r in results
+        if r.free
+    ]
+    censored = any(not r.free.failed.all() for r in results if r.free)
+    words = " (censored: they count as whole up to there, and nothing is assumed beyond)" if censored else ""
+    return "; ".join(parts) + words + "."
+
+
+def _figures_motion(results: Sequence[ModelResult]) -> list[_Figure]:
+    caption = (
+        "Dark: the recording, mean over its parts; coloured: the free runs while they are whole. Bands: one "
+        "standard error over the parts and over the runs."
+    )
+    shown = (
+        ("Bonds and angles", ("bond", "angle")),
+        ("Distances", ("distance", "rdf")),
+        ("Vibrations", ("vdos",)),
+        ("Diffusion", ("msd",)),
+    )
+    drawn = [(title, panels.motion_panels(results, kinds)) for title, kinds in shown]
+    return [_Figure(title, caption, found[1], _json(found[0])) for title, found in drawn if found]
+
+
+def _motion_rows(results: Sequence[ModelResult]) -> list[tuple[str, list[str]]]:
+    """Difference from the recording, and in brackets what chance makes of it."""
+    found = [
+        {curve.label: curve for curve in result.motion.curves} if result.motion else {} for result in results
+    ]
+    labels = list(dict.fromkeys(label for curves in found for label in curves))
+    names = {"vdos": "VDOS", "msd": "MSD"}
+
+    def cell(curves: dict[str, MotionCurve], label: str) -> str:
+        if label not in curves:
+            return "–"
+        chance = curves[label].by_chance
+        return f"{curves[label].difference:.2g}" + (f" ({chance:.2g})" if np.isfinite(chance) else "")
+
+    kinds = {label: curves[label].kind for curves in found for label in curves}
+    return [(names.get(kinds[label], label), [cell(curves, label) for curves in found]) for label in labels]
 
 
 def _figures_free(results: Sequence[ModelResult]) -> list[_Figure]:
@@ -168,7 +269,8 @@ def _figures_free(results: Sequence[ModelResult]) -> list[_Figure]:
         ),
         _Figure(
             "Time to failure",
-            "Share of the free runs that are whole (Kaplan–Meier); a cross marks runs that ended whole.",
+            "Share of the free runs that are whole (Kaplan–Meier); band: 95 % (Greenwood, log-log); a cross "
+            "marks runs that ended whole.",
             320,
             _json(figures.survival(results)),
         ),

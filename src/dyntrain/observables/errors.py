@@ -1,15 +1,12 @@
-"""Observables: pure functions on arrays that turn roll-outs and free runs into the numbers we report."""
+"""Errors of batches, of many starts, and how fast small deviations grow."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
+from dyntrain.observables.arrays import FloatArray, IntArray, slope
 
 # --- errors of one frame of a batch -------------------------------------------------------------------
 
@@ -113,85 +110,6 @@ def doubling_time(times: FloatArray, deviations: FloatArray, ceiling: float) -> 
     stop = int(above[0]) if above.size else len(times)
     if stop < 3:
         return None
-    growth = _slope(times[:stop], logs[:stop])
+    growth = slope(times[:stop], logs[:stop])
     doubled = growth * (times[stop - 1] - times[0]) >= np.log(2.0)
     return float(np.log(2.0) / growth) if doubled else None
-
-
-def finite_or_none(value: float) -> float | None:
-    """A plain number for JSON, which knows neither infinity nor NaN: those become null."""
-    return float(value) if np.isfinite(value) else None
-
-
-# --- energy conservation ------------------------------------------------------------------------------
-
-
-def energy_drift(times_fs: FloatArray, total_energy: FloatArray, n_atoms: int) -> float:
-    """Drift of the total energy: slope of the least-squares line, meV/atom/ps (as ml-peg reports it).
-
-    Args:
-        times_fs: [n_times] fs.
-        total_energy: potential + kinetic energy of one system, [n_times] eV.
-
-    Raises:
-        ValueError: fewer than three times.
-    """
-    if len(times_fs) < 3:
-        raise ValueError(f"a drift needs at least 3 times, got {len(times_fs)}")
-    return 1e6 * _slope(times_fs, total_energy) / n_atoms
-
-
-def _slope(x: FloatArray, y: FloatArray) -> float:
-    x = x - x.mean()
-    return float((x * (y - y.mean())).sum() / (x * x).sum())
-
-
-# --- time to failure ----------------------------------------------------------------------------------
-
-
-def bond_lengths(positions: FloatArray, first: IntArray, second: IntArray, offsets: FloatArray) -> FloatArray:
-    """Lengths |x_second − x_first + offset|, [n_bonds] Å.
-
-    Args:
-        positions: [n_atoms, 3] Å, unwrapped.
-        first, second: atoms of each bond, [n_bonds].
-        offsets: lattice vector that belongs to each bond, [n_bonds, 3] Å.
-    """
-    return np.sqrt(((positions[second] - positions[first] + offsets) ** 2).sum(-1))
-
-
-def kaplan_meier(times: FloatArray, failed: BoolArray) -> tuple[FloatArray, FloatArray]:
-    """Share of runs still whole after each failure (Kaplan & Meier, J. Am. Stat. Assoc. 53, 457 (1958)).
-
-    Args:
-        times: time of failure, or of the end of the run, [n_runs].
-        failed: False where the run ended whole (censored), [n_runs].
-
-    Returns:
-        (times of failures, ascending [n_events]; share still whole just after each [n_events]).
-    """
-    event_times = np.unique(times[failed])
-    at_risk = (times[None, :] >= event_times[:, None]).sum(1)
-    events = ((times[None, :] == event_times[:, None]) & failed[None, :]).sum(1)
-    return event_times, np.cumprod(1.0 - events / np.maximum(at_risk, 1))
-
-
-def median_time_to_failure(times: FloatArray, failed: BoolArray) -> float | None:
-    """First time at which at most half of the runs are whole (Kaplan–Meier); None if there is none."""
-    event_times, survival = kaplan_meier(times, failed)
-    # A survival of one half made of rounded factors may lie a hair above it.
-    below = np.flatnonzero(survival <= 0.5 + 1e-12)
-    return float(event_times[below[0]]) if below.size else None
-
-
-def restricted_mean_time_to_failure(times: FloatArray, failed: BoolArray, run_length: float) -> float:
-    """Mean time whole within ``run_length``: the area under the Kaplan–Meier curve up to it.
-
-    Unlike a mean over the failed runs it uses the whole ones, too, and it needs no assumption about what
-    happens after the end of the runs.
-    """
-    event_times, survival = kaplan_meier(times, failed)
-    within = event_times < run_length
-    edges = np.concatenate([[0.0], event_times[within], [run_length]])
-    heights = np.concatenate([[1.0], survival[within]])
-    return float((np.diff(edges) * heights).sum())
