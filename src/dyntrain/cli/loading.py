@@ -9,19 +9,20 @@ if TYPE_CHECKING:
     from dyntrain.potential import Potential
 
 
-def load_potential(path: Path, device: str, precision: str | None) -> Potential:
-    """A model file as a potential on its device.
+def load_potential(path: Path, device: str, precision: str | None, trust: bool = False) -> Potential:
+    """A model file, or a pretrained model by its name, as a potential on its device.
 
     Args:
         device: auto (cuda where there is one), cpu, cuda or cuda:N.
         precision: float32 or float64 for the network; None leaves it as it was trained.
+        trust: another program's file may run the code that is in it.
 
     Raises:
         UserError: no such model, device or precision.
     """
     from dyntrain.models.files import load_model
 
-    return load_model(path, device=resolve_device(device), precision=precision)
+    return load_model(path, device=resolve_device(device), precision=precision, trust=trust)
 
 
 def resolve_device(device: str) -> str:

@@ -1,4 +1,4 @@
-"""Model files: plain tensors and JSON, so that loading one never runs code."""
+"""Model files: ours are plain tensors and JSON, so that loading one never runs code; others when trusted."""
 
 from __future__ import annotations
 
@@ -6,96 +6,106 @@ import difflib
 import inspect
 import json
 import math
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from dyntrain.atomic import atomic_path
 from dyntrain.errors import UserError
-from dyntrain.models.egnn import EGNN
-from dyntrain.models.paper_egnn import PaperEGNN
-from dyntrain.potential import Conservative, EnergyModel
+from dyntrain.models.families import MODELS, family, family_of, pretrained_family
+from dyntrain.models.family import DTYPES, FamilyModel
+from dyntrain.models.native import NoPlainData, list_contents, restricted_load, runs_code
+from dyntrain.potential import Conservative, Potential
 
-MODELS: dict[str, type[EGNN] | type[PaperEGNN]] = {"egnn": EGNN, "paper_egnn": PaperEGNN}
-"""Networks by the name they have in configurations and model files."""
-
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
-"""Precisions of a network by name; positions, energies and sums are float64 always."""
+__all__ = [
+    "MODELS",
+    "build_model",
+    "load_model",
+    "load_weights",
+    "model_record",
+    "read_record",
+    "save_model",
+    "set_precision",
+]
 
 _FORMAT = "dyntrain model"
 _VERSION = 1
 
 
-def build_model(name: str, **settings: Any) -> EnergyModel:
+def build_model(name: str, **settings: Any) -> FamilyModel:
     """A fresh network (weights from torch's current random state).
 
     Args:
-        settings: ``elements``, ``cutoff`` and whatever else the network takes, all of them positive.
+        settings: ``elements``, ``cutoff`` and whatever else the network takes; numbers are positive.
 
     Raises:
-        UserError: no such network, a setting it does not have, or one that is no positive number.
+        UserError: no such network, its package is missing, a setting it does not have, or one that is no
+            positive number.
     """
-    if name not in MODELS:
-        raise UserError(f"there is no network {name!r}; choose one of {', '.join(sorted(MODELS))}")
-    known = inspect.signature(MODELS[name]).parameters
+    kind = family(name)
+    known = inspect.signature(kind).parameters
     for key, value in settings.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             hint = f"did you mean `{near[0]}`?" if near else f"it has {', '.join(known)}"
             raise UserError(f"the network {name} has no setting `{key}`: {hint}")
-        kind = type(known[key].default)
-        fitting = (int,) if kind is int else (int, float)
-        if kind in (int, float) and not (type(value) in fitting and 0 < value < math.inf):
-            what = "whole number" if kind is int else "number"
+        default = type(known[key].default)
+        fitting = (int,) if default is int else (int, float)
+        if default in (int, float) and not (type(value) in fitting and 0 < value < math.inf):
+            what = "whole number" if default is int else "number"
             raise UserError(f"the network {name} needs a {what} above 0 as `{key}`, got {value!r}")
-    return MODELS[name](**settings)
+    return kind(**settings)
 
 
-def set_precision(model: torch.nn.Module, precision: str) -> None:
-    """Cast the network's weights; tables and what was measured on the data stay as they are (float64).
+def set_precision(model: FamilyModel, precision: str) -> None:
+    """Cast the network's weights; see ``FamilyModel.set_precision``.
 
     Args:
         precision: ``float32`` or ``float64``.
     """
     if precision not in DTYPES:
         raise UserError(f"precision must be float32 or float64, got {precision!r}")
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(DTYPES[precision])
+    model.set_precision(precision)
 
 
-def model_name(model: torch.nn.Module) -> str:
-    """The name in ``MODELS`` of one of our networks."""
-    for name, kind in MODELS.items():
-        if type(model) is kind:
-            return name
-    raise UserError(f"{type(model).__name__} is not one of dyntrain's own networks ({', '.join(MODELS)})")
+# --- writing ------------------------------------------------------------------------------------------
 
 
-def model_record(potential: Conservative, provenance: dict[str, Any] | None = None) -> dict[str, Any]:
+def network_of(potential: Potential) -> nn.Module:
+    """What of a potential is trained and saved: its energy model, or all of it."""
+    return potential.energy_model if isinstance(potential, Conservative) else potential
+
+
+def model_record(potential: Potential, provenance: dict[str, Any] | None = None) -> dict[str, Any]:
     """What a model file holds: strings and tensors only."""
-    model = potential.energy_model
+    network = network_of(potential)
+    known = isinstance(network, FamilyModel) and family(network.family) is type(network)
     header = {
-        "network": model_name(model),
-        "settings": model.config,
-        "precision": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "network": network.family if known else None,
+        "settings": network.config if known else {},
+        "class": type(network).__name__,
+        "precision": str(next(network.parameters()).dtype).removeprefix("torch."),
         "provenance": provenance or {},
     }
-    tensors = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+    tensors = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
     return {"format": _FORMAT, "version": _VERSION, "header": json.dumps(header), "tensors": tensors}
 
 
-def save_model(
-    potential: Conservative, path: Path | str, *, provenance: dict[str, Any] | None = None
-) -> None:
-    """Write one of our potentials; the file appears whole or not at all.
+def save_model(potential: Potential, path: Path | str, *, provenance: dict[str, Any] | None = None) -> None:
+    """Write a potential; the file appears whole or not at all.
+
+    That of a network of your own, which no family knows, holds its weights alone: see ``load_weights``.
 
     Args:
         provenance: JSON-able facts to keep with it (data, settings, versions).
     """
     with atomic_path(path) as part:
         torch.save(model_record(potential, provenance), part)
+
+
+# --- reading ------------------------------------------------------------------------------------------
 
 
 def read_record(path: Path | str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -108,18 +118,10 @@ def read_record(path: Path | str) -> tuple[dict[str, Any], dict[str, torch.Tenso
     if not path.is_file():
         raise UserError(f"there is no model file {path}")
     try:
-        record = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        KeyError,
-        AttributeError,
-    ) as error:
+        record = restricted_load(path)
+    except NoPlainData as error:
         raise UserError(
-            f"{path} is not a dyntrain model file, or it is damaged ({type(error).__name__}); "
+            f"{path} is not a dyntrain model file, or it is damaged ({error}); "
             "dyntrain models are written by `dyntrain train` or save_model"
         ) from error
     if not isinstance(record, dict) or record.get("format") != _FORMAT:
@@ -132,26 +134,82 @@ def read_record(path: Path | str) -> tuple[dict[str, Any], dict[str, torch.Tenso
     return json.loads(record["header"]), record["tensors"]
 
 
+def is_ours(path: Path) -> bool:
+    """Whether a file says that it is a dyntrain model; nothing of it is run."""
+    return _FORMAT in list_contents(path).strings
+
+
 def load_model(
-    path: Path | str, *, device: str | torch.device = "cpu", precision: str | None = None
+    model: Path | str,
+    *,
+    device: str | torch.device = "cpu",
+    precision: str | None = None,
+    trust: bool = False,
 ) -> Conservative:
-    """A potential from a model file; never runs code from it.
+    """A potential from a model file of ours or of another program, or a pretrained model by its name.
 
     Args:
+        model: our ``model.pt`` (loading it never runs code), a file of an installed family's own format, or
+            the name of a model that an installed package ships (``sevennet-0``).
         precision: ``float32`` or ``float64``; default: as saved.
+        trust: whether another program's file may run the code that is in it: Python pickles do.
 
     Raises:
-        UserError: no such file, not a model of ours, damaged, or from a newer dyntrain.
+        UserError: no such file or name, not a model, damaged, from a newer dyntrain, needs trust, or the
+            family's package is missing.
     """
+    path = Path(model)
+    if path.is_file():
+        network = _ours(path) if is_ours(path) else _native(path, trust)
+    elif len(path.parts) > 1:
+        raise UserError(f"there is no model file {path}")
+    else:
+        network = pretrained_family(str(model)).pretrained(str(model))
+    if precision is not None:
+        set_precision(network, precision)
+    return Conservative(network).to(device).eval()
+
+
+def _ours(path: Path) -> FamilyModel:
     header, tensors = read_record(path)
+    if header["network"] is None:
+        raise UserError(
+            f"{path} holds the weights of {header['class']}, a network of your own, which dyntrain cannot "
+            "build: do so in Python and fill it with dyntrain.load_weights, or register it as a family"
+        )
     model = build_model(header["network"], **header["settings"])
     set_precision(model, header["precision"])
+    _fill(model, tensors, path)
+    return model
+
+
+def _native(path: Path, trust: bool) -> FamilyModel:
+    found = family_of(list_contents(path))
+    if not trust and runs_code(path):
+        raise UserError(
+            f"{path} is a {found.family} model in a format that can hold program code, which would be run on "
+            "loading: if you trust where it comes from, say so with --trust (`trust: true` in a YAML, "
+            "trust=True in Python)"
+        )
+    return found.from_file(path)
+
+
+def load_weights(potential: Potential, path: Path | str) -> None:
+    """Fill a potential of your own with the weights of a model file that a training of it left.
+
+    Raises:
+        UserError: no such file, not a model of ours, or its weights do not fit.
+    """
+    header, tensors = read_record(path)
+    network = network_of(potential)
+    network.to(DTYPES[header["precision"]])
+    _fill(network, tensors, Path(path))
+
+
+def _fill(network: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
     try:
-        model.load_state_dict(tensors)
+        network.load_state_dict(tensors)
     except RuntimeError as error:
         raise UserError(
             f"{path}: its tensors do not fit its settings ({str(error).splitlines()[0]})"
         ) from error
-    if precision is not None:
-        set_precision(model, precision)
-    return Conservative(model).to(device).eval()
