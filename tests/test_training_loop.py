@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import ase.io
 import numpy as np
 import pytest
 import torch
@@ -13,14 +14,17 @@ from torch import Tensor
 
 from dyntrain.data.readers import read_trajectories
 from dyntrain.errors import UserError
+from dyntrain.models.analytic import Morse
 from dyntrain.models.egnn import EGNN
 from dyntrain.models.files import MODELS, load_model, read_record
 from dyntrain.neighbors import NeighborList, neighbor_list
+from dyntrain.potential import Conservative
 from dyntrain.state import State
 from dyntrain.training import budget, loop, setup, train
 from dyntrain.training.logs import read_log
 from dyntrain.training.step import StepResult
 from dyntrain.training.validation import _LARGEST_BATCH
+from made_runs import as_atoms, morse_run
 from training_runs import Recorder, assert_same_training, config_of, log_rows, run, weights, write_runs
 
 
@@ -399,6 +403,12 @@ def test_max_time_buys_what_the_clock_says(
     assert later.evaluations == pytest.approx((0.85 * (80 - 1.68) - 3) / 0.010, rel=1e-3)
     halves = budget.measure_budget(*arguments, torch.device("cpu"), n_processes=2)
     assert halves.evaluations == pytest.approx((0.85 * (100 - 0.84) - 1.5) / 0.005, rel=1e-3)
+    assert found.validations is None
+    # Twenty validations would take 60 s: six are what a fifth of the time buys.
+    often = (config_of(data, tmp_path, max_time="100s", curriculum=one_length(8, 20)), *arguments[1:])
+    fewer = budget.measure_budget(*often, torch.device("cpu"))
+    assert fewer.validations == 6
+    assert fewer.evaluations == pytest.approx((0.85 * (100 - 1.68) - 18) / 0.010, rel=1e-3)
 
 
 def test_measuring_ends_soon_on_a_slow_machine(
@@ -466,3 +476,21 @@ def test_training_on_the_reference_runs(shared_data: Path, tmp_path: Path) -> No
     result = train(config)
     assert result.finished == "the budget is spent"
     assert [row["burst_validation"] for row in log_rows(tmp_path)] == ["0"] * 3
+
+
+def test_a_stress_is_trained_validated_and_asked_for_in_vain(tmp_path: Path) -> None:
+    truth = Conservative(Morse(1.0, 1.5, 1.3, cutoff=9.0))
+    frames = as_atoms(morse_run(n_frames=30))
+    plain, full = tmp_path / "plain.traj", tmp_path / "full.traj"
+    ase.io.write(plain, frames)
+    for atoms in frames:
+        state = State.from_ase(atoms)
+        atoms.calc.results["stress"] = truth.stress(state, neighbor_list(state, 9.0))[0].detach().numpy()
+    ase.io.write(full, frames)
+    loss = {"stress": {"weight": 100.0}}
+    run([str(full)], tmp_path / "out", loss=loss)
+    rows = log_rows(tmp_path / "out")
+    assert all(float(row["validation_stress_mae"]) > 0 for row in rows)
+    assert float(rows[0]["train_stress"]) > 0
+    with pytest.raises(UserError, match=r"loss.stress: .*plain.traj holds no stress; leave the term out, or"):
+        run([str(plain)], tmp_path / "other", loss=loss)

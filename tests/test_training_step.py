@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from dyntrain.data.segments import Batch, Segment, collate
+from dyntrain.data.trajectory import Trajectory
 from dyntrain.loss import Loss, StepWeights, Term, counts
 from dyntrain.models.analytic import Morse
 from dyntrain.models.egnn import EGNN
 from dyntrain.models.files import set_precision
+from dyntrain.neighbors import neighbor_list
 from dyntrain.potential import Conservative
 from dyntrain.rollout import Adjoint, Backprop, Full, StopGradient, Truncated
 from dyntrain.training.learner import Learner
@@ -84,6 +86,40 @@ def test_the_true_potential_is_the_zero_of_the_loss() -> None:
     assert max(found.parts.values()) < 1e-13
     missed = loss_and_gradient(wrong, segments, loss, Full(), counts(segments.state))
     assert min(missed.parts.values()) > 1e-4
+
+
+TRUTH = Conservative(Morse(1.0, 1.5, 1.3, cutoff=9.0))
+
+
+def stressed(run: Trajectory) -> Trajectory:
+    """The run with the stress of the potential that made it."""
+    states = [run.state(k) for k in range(run.n_frames)]
+    tensors = [TRUTH.stress(s, neighbor_list(s, 9.0)).detach().numpy()[0] for s in states]
+    return run.replace(stress=np.array(tensors))
+
+
+@pytest.mark.parametrize("backprop", [Full(), Adjoint(), StopGradient()], ids=repr)
+def test_the_stress_teaches_single_frames(backprop: Backprop) -> None:
+    loss = Loss([Term("forces"), Term("stress", weight=1e8, kind="l2")])
+    runs = [stressed(run) for run in RUNS[:2]]
+    single, window = (collate([Segment(r, 3, length) for r in (0, 1)], runs) for length in (1, 2))
+    zero = loss_and_gradient(TRUTH, single, loss, backprop, counts(single.state)).parts
+    assert zero == pytest.approx({"forces": 0.0, "stress": 0.0}, abs=1e-12)
+    assert set(loss_and_gradient(TRUTH, window, loss, backprop, counts(window.state)).parts) == {"forces"}
+    potential = network()
+    found = gradient(potential, single, backprop, loss)
+    weight, values = next(iter(potential.parameters())), []
+    for size in (1e-6, -1e-6):
+        with torch.no_grad():
+            weight.view(-1)[0] += size
+        values.append(
+            sum(loss_and_gradient(potential, single, loss, backprop, counts(single.state)).parts.values())
+        )
+        with torch.no_grad():
+            weight.view(-1)[0] -= size
+    assert float(found[0]) == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-4)
+    with_forces_only = gradient(potential, single, backprop, Loss([Term("forces")]))
+    assert float((found - with_forces_only).norm()) > 1e-3 * float(found.norm())
 
 
 @pytest.mark.parametrize("backprop", [Full(), Adjoint(), StopGradient(), Truncated(2)], ids=repr)

@@ -8,9 +8,12 @@ import typer
 
 from dyntrain.cli.aimd import aimd
 from dyntrain.cli.check import check
+from dyntrain.cli.compare import compare
 from dyntrain.cli.convert import convert
 from dyntrain.cli.demo import demo
 from dyntrain.cli.evaluate import evaluate
+from dyntrain.cli.export import export
+from dyntrain.cli.improve import improve
 from dyntrain.cli.md import md
 from dyntrain.cli.train import schema, train
 from dyntrain.errors import UserError
@@ -23,7 +26,7 @@ app = typer.Typer(
     help="Dynamic training of machine-learning interatomic potentials on AIMD.",
 )
 
-for command in (demo, train, check, convert, evaluate, md, aimd, schema):
+for command in (demo, train, improve, compare, check, convert, evaluate, md, export, aimd, schema):
     app.command()(command)
 
 

@@ -23,6 +23,9 @@ def train(
         int, typer.Option(help="Processes on each machine (GPUs, or CPU processes).", min=1)
     ] = 1,
     num_nodes: Annotated[int, typer.Option(help="Machines; start the same command on each.", min=1)] = 1,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="start_from may run program code that is in its file.")
+    ] = False,
 ) -> None:
     """Train a potential; the same command after an interruption goes on where it was.
 
@@ -33,6 +36,8 @@ def train(
     from dyntrain.training import train as run
 
     settings = read_config(config)
+    if trust:
+        settings = settings.model_copy(update={"trust": True})
     with TrainingBar() as bar:
         result = run(settings, devices=devices, num_nodes=num_nodes, observer=bar)
     if not result.is_first:

@@ -26,6 +26,26 @@ def _checked_time(text: Any) -> str:
 
 Duration = Annotated[str, BeforeValidator(_checked_time)]
 
+_FEMTOSECONDS = {"fs": 1.0, "ps": 1e3, "ns": 1e6}
+
+
+def femtoseconds(text: Any) -> float:
+    """``500fs``, ``1ps``, ``1.5 ps`` or ``1ns`` in fs."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(fs|ps|ns)\s*", str(text))
+    if match is None or float(match[1]) <= 0:
+        raise ValueError(
+            f"a time of motion is a number with fs, ps or ns behind it (500fs, 1ps), got {text!r}"
+        )
+    return float(match[1]) * _FEMTOSECONDS[match[2]]
+
+
+def _checked_motion_time(text: Any) -> str:
+    femtoseconds(text)
+    return str(text)
+
+
+MotionTime = Annotated[str, BeforeValidator(_checked_motion_time)]
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
@@ -50,19 +70,48 @@ class KeysConfig(_Section):
     velocities: str | None = None
     positions: str | None = None
     atomic_numbers: str | None = None
+    stress: str | None = None
     units: dict[str, str] = Field(
         default={}, description="quantity → unit, as energy: kcal/mol, velocities: Å/fs"
+    )
+    masses: dict[str, float] = Field(
+        default={}, description="element → mass in u, where the AIMD's was another than the file's (H: 2.014)"
     )
 
 
 class ModelConfig(_Section):
     """The network."""
 
-    name: Literal["egnn", "paper_egnn"] = Field(default="egnn", description="egnn: smooth, extensive default")
+    name: str = Field(
+        default="egnn",
+        description="egnn: smooth, extensive default; paper_egnn; mace, nequip, allegro, sevennet, chgnet, "
+        "torchani where their packages are installed",
+    )
     cutoff: float = Field(default=5.0, gt=0, description="Å")
     settings: dict[str, Any] = Field(
         default={}, description="further arguments of the network, as width or n_channels (see the API)"
     )
+
+
+class ReplayConfig(_Section):
+    """Runs from the model's former training, so that it keeps what it knew."""
+
+    data: list[str] = Field(description="files, folders or patterns of these runs")
+    share: float = Field(default=0.2, gt=0, lt=1, description="of the segments of each pass")
+
+
+class FinetuneConfig(_Section):
+    """What is kept of a model that training starts from."""
+
+    freeze: list[str] = Field(
+        default=[], description="parameters that stay as they are: names or patterns as interactions.0.*"
+    )
+    align_energies: bool | None = Field(
+        default=None,
+        description="move the model's energy per element to the zero of the data's energies before training; "
+        "null: where start_from is not dyntrain's own model",
+    )
+    replay: ReplayConfig | None = None
 
 
 class TermConfig(_Section):
@@ -94,6 +143,9 @@ class LossConfig(_Section):
     energy: EnergyTermConfig | None = Field(default=EnergyTermConfig(), description="eV per atom")
     positions: AtomTermConfig | None = Field(default=None, description="Å, along the roll-out")
     velocities: AtomTermConfig | None = Field(default=None, description="Å/ASE time, along the roll-out")
+    stress: TermConfig | None = Field(
+        default=None, description="eV/Å³ (ASE's sign), while the segment length is 1; the runs must have it"
+    )
     first_step_weight: float = Field(default=1.0, gt=0, description="weight of step 0 once S > 1")
     later_step_weight: float = Field(default=1.0, gt=0, description="weight of each later step")
 
@@ -159,6 +211,9 @@ class BudgetConfig(_Section):
         gt=0, description="training evaluations of one structure at S = 1, or their worth"
     )
     costs: CostsConfig
+    validations: int | None = Field(
+        default=None, ge=1, description="so many, where the schedule's would take too much of max_time"
+    )
 
 
 class LoggerConfig(_Section):
@@ -166,6 +221,35 @@ class LoggerConfig(_Section):
 
     name: Literal["wandb", "mlflow"]
     project: str = "dyntrain"
+
+
+class ImproveConfig(_Section):
+    """`dyntrain improve`: new reference segments where the model goes, and where it fails."""
+
+    reference: str = Field(
+        default="tblite",
+        description="what made the training runs' labels: tblite, an ASE calculator by name, a model file of "
+        "dyntrain's (.pt), or files: structures are written out and finished runs are waited for",
+    )
+    method: str | None = Field(default=None, description="of tblite; null: GFN2-xTB")
+    options: dict[str, Any] = Field(default={}, description="keywords of the reference calculator")
+    calls: int = Field(default=2048, ge=2, description="reference calculations to train on, in all")
+    horizon: MotionTime = Field(default="1ps", description="how long the model must be right in free motion")
+    segments: int = Field(default=32, ge=1, description="new segments a round")
+    segment_length: int = Field(default=32, ge=2, description="frames (reference calculations) of each")
+    temperature: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1e5,
+        description="K of the velocities drawn for the model's free runs; null: the recorded velocities",
+    )
+    n_runs: int = Field(default=32, ge=1, description="free runs, from held-out frames, that judge a model")
+    workers: int = Field(default=1, ge=1, description="reference calculations at the same time")
+
+    @property
+    def horizon_fs(self) -> float:
+        """``horizon`` in fs."""
+        return femtoseconds(self.horizon)
 
 
 class TruncatedConfig(_Section):
@@ -230,13 +314,32 @@ class Config(_Section):
     precision: Literal["float32", "float64"] = Field(
         default="float32", description="of the network's weights"
     )
-    start_from: str | None = Field(default=None, description="model file to go on from (replaces `model`)")
+    start_from: str | None = Field(
+        default=None,
+        description="model to go on from (replaces `model`): our model.pt, a file of another program, or a "
+        "pretrained model by name, as sevennet-0",
+    )
+    trust: bool = Field(
+        default=False, description="start_from may run the program code that other programs' files can hold"
+    )
+    finetune: FinetuneConfig = FinetuneConfig()
     model: ModelConfig = ModelConfig()
     batch_size: int = Field(default=16, ge=1, description="segments an optimiser step, over all processes")
     training_points: int | None = Field(
         default=None,
         ge=1,
         description="so many segments, drawn once; null: every window of the training runs",
+    )
+    point_length: int | None = Field(
+        default=None,
+        ge=1,
+        description="frames of a training point, every segment within which is trained on; null: those of "
+        "the longest segment, and shorter segments are its first frames, as published",
+    )
+    noise: float = Field(
+        default=0.0,
+        ge=0,
+        description="Å; Gaussian noise on the positions of single structures (S = 1), their labels unchanged",
     )
     stride: int = Field(
         default=1,
@@ -263,6 +366,9 @@ class Config(_Section):
         default=None, description="written by the first run; give it to repeat one"
     )
     logger: LoggerConfig | None = None
+    improve: ImproveConfig | None = Field(
+        default=None, description="what `dyntrain improve` does after the training; others leave it alone"
+    )
 
     @model_validator(mode="after")
     def _time_or_default(self) -> Config:

@@ -11,6 +11,7 @@ import torch
 
 from dyntrain.config import BudgetConfig, Config, CostsConfig
 from dyntrain.data.segments import collate, find_segments
+from dyntrain.data.small_steps import by_small_steps
 from dyntrain.data.trajectory import Trajectory
 from dyntrain.loss import Loss, counts
 from dyntrain.potential import Potential
@@ -19,6 +20,9 @@ from dyntrain.training.step import loss_and_gradient
 
 _SHARE_OF_MAX_TIME = 0.85
 """The rest is room for checkpoints and for a computer that is slower later than while it was measured."""
+
+_SHARE_OF_VALIDATION = 0.2
+"""Largest share of ``max_time`` for validations: short trainings validate less often."""
 
 _PROBE_LENGTH = 4
 _N_PROBES = 5
@@ -48,7 +52,7 @@ def measure_budget(
     """Time training evaluations at S = 1 and in a roll-out, side by side, and see what ``max_time`` buys.
 
     Args:
-        validation_evaluations: evaluations without gradient that all validations will take.
+        validation_evaluations: evaluations without gradient that one validation takes.
         n_processes: that share each batch, all measuring at the same time.
         spent_s: of ``max_time``, before measuring.
     """
@@ -59,7 +63,8 @@ def measure_budget(
     batches = {}
     for length in sorted({1, longest}):
         found = find_segments(training, length, "training", config.stride)
-        batches[length] = collate(found[:size], training).to(device)
+        alike = max(by_small_steps(found[:size], training), key=len)
+        batches[length] = collate(alike, training).to(device)
 
     def seconds(length: int) -> float:
         """Wall time of one training evaluation of one structure, all processes at work."""
@@ -81,9 +86,14 @@ def measure_budget(
     ratio = statistics.median(times[longest] / times[1] for times in rounds)
     # An evaluation without gradient costs about a third of one with.
     validation = validation_evaluations * one / 3.0
+    asked = config.curriculum.epochs if config.curriculum.kind == "schedule" else 0
+    room = _SHARE_OF_VALIDATION * config.max_seconds
+    times = asked if asked * validation <= room else max(1, int(room / validation))
     spent_s += time.perf_counter() - begin
-    left = _SHARE_OF_MAX_TIME * (config.max_seconds - spent_s) - validation
+    left = _SHARE_OF_MAX_TIME * (config.max_seconds - spent_s) - times * validation
     evaluations = max(left, 0.1 * config.max_seconds) / one
     return BudgetConfig(
-        evaluations=float(f"{evaluations:.4g}"), costs=CostsConfig(rollout=float(f"{ratio:.3g}"))
+        evaluations=float(f"{evaluations:.4g}"),
+        costs=CostsConfig(rollout=float(f"{ratio:.3g}")),
+        validations=times if times < asked else None,
     )

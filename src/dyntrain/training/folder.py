@@ -16,7 +16,18 @@ from dyntrain.errors import UserError
 from dyntrain.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from dyntrain.training.logs import CsvLog
 
-_MAY_CHANGE = {"max_time", "max_epochs", "budget", "output", "device", "logger", "data", "dt", "keys"}
+_MAY_CHANGE = {
+    "max_time",
+    "max_epochs",
+    "budget",
+    "output",
+    "device",
+    "logger",
+    "data",
+    "dt",
+    "keys",
+    "trust",
+}
 """Keys that a resumed run may give differently: budget, data, dt and keys are compared by what comes out."""
 
 

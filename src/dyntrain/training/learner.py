@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from dyntrain.potential import Conservative
+from dyntrain.models.files import network_of
+from dyntrain.potential import Potential
 
 
 class Learner:
@@ -24,7 +25,7 @@ class Learner:
         averaged: with the weights that are validated and kept: the average, or those of ``potential``.
     """
 
-    def __init__(self, potential: Conservative, gradient_clip: float, ema: float) -> None:
+    def __init__(self, potential: Potential, gradient_clip: float, ema: float) -> None:
         self.potential, self.gradient_clip, self.ema = potential, gradient_clip, ema
         self.averaged = copy.deepcopy(potential).requires_grad_(False) if ema > 0 else potential
         self.parameters = [p for p in potential.parameters() if p.requires_grad]
@@ -57,15 +58,15 @@ class Learner:
 
     def state_dict(self) -> dict[str, Any]:
         state = {
-            "weights": self.potential.energy_model.state_dict(),
+            "weights": network_of(self.potential).state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
         if self.averaged is not self.potential:
-            state["averaged"] = self.averaged.energy_model.state_dict()
+            state["averaged"] = network_of(self.averaged).state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.potential.energy_model.load_state_dict(state["weights"])
+        network_of(self.potential).load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.averaged is not self.potential:
-            self.averaged.energy_model.load_state_dict(state["averaged"])
+            network_of(self.averaged).load_state_dict(state["averaged"])

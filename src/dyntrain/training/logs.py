@@ -25,17 +25,19 @@ COLUMNS = (
     "train_energy",
     "train_positions",
     "train_velocities",
+    "train_stress",
     "gradient_norm",
     "validation_loss",
     "validation_force_mae_first",
     "validation_force_mae",
     "validation_energy_mae",
+    "validation_stress_mae",
     "burst_training",
     "burst_validation",
     "steps_skipped",
     "wall_s",
 )
-"""Columns of log.csv: energies eV/atom, forces eV/Å, times s; empty where a term is absent.
+"""Columns of log.csv: energies eV/atom, forces eV/Å, stress eV/Å³, times s; empty where a term is absent.
 
 Losses are those of a mean step (Σ w(k) L(k) / Σ w(k)), so that they compare across segment lengths."""
 

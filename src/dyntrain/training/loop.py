@@ -12,13 +12,17 @@ from lightning_fabric import Fabric
 from dyntrain.config import Config
 from dyntrain.curriculum import Plan, Score
 from dyntrain.data.segments import Segments, collate
+from dyntrain.data.small_steps import by_small_steps
 from dyntrain.data.spectrum import check_step
+from dyntrain.data.store import read_ahead
 from dyntrain.loss import counts, no_counts
 from dyntrain.models.files import model_record
+from dyntrain.potential import Potential
 from dyntrain.threads import limit_threads
 from dyntrain.training import setup
 from dyntrain.training.budget import evaluation_cost, measure_budget
 from dyntrain.training.checkpoint import Progress
+from dyntrain.training.finetune import replay_runs
 from dyntrain.training.folder import RunFolder
 from dyntrain.training.learner import Learner
 from dyntrain.training.logs import MetricLogger, open_loggers
@@ -31,9 +35,9 @@ from dyntrain.training.processes import (
     sum_over,
     together,
 )
-from dyntrain.training.sampling import Sampler
+from dyntrain.training.sampling import Sampler, displaced
 from dyntrain.training.signals import StopSignals
-from dyntrain.training.step import StepResult, loss_and_gradient, sum_gradients, sum_results
+from dyntrain.training.step import StepResult, joined, loss_and_gradient, sum_gradients, sum_results
 from dyntrain.training.validation import Validation, validation_row
 
 CHECKPOINT_EVERY_S = 20.0
@@ -56,7 +60,12 @@ class TrainingResult(NamedTuple):
 
 
 def train(
-    config: Config, *, devices: int = 1, num_nodes: int = 1, observer: Observer | None = None
+    config: Config,
+    *,
+    potential: Potential | None = None,
+    devices: int = 1,
+    num_nodes: int = 1,
+    observer: Observer | None = None,
 ) -> TrainingResult:
     """Train as configured; the same call after an interruption goes on where it was.
 
@@ -65,6 +74,7 @@ def train(
     process with exit code 128 + signal.
 
     Args:
+        potential: one of your own to train, in place, instead of the configuration's `model`.
         devices, num_nodes: processes on each machine, and machines (under torchrun its own numbers count).
 
     Raises:
@@ -76,7 +86,7 @@ def train(
         folder = RunFolder(Path(config.output))
         from_first(fabric, folder.make)
         with folder.locked():
-            return _Run(config, fabric, folder, observer or Silent(), begun).train()
+            return _Run(config, potential, fabric, folder, observer or Silent(), begun).train()
     finally:
         end_processes(fabric)
 
@@ -85,15 +95,21 @@ class _Run:
     """One call of ``train``: what does not change, and ``progress``, which does."""
 
     def __init__(
-        self, config: Config, fabric: Fabric, folder: RunFolder, observer: Observer, begun: float
+        self,
+        config: Config,
+        potential: Potential | None,
+        fabric: Fabric,
+        folder: RunFolder,
+        observer: Observer,
+        begun: float,
     ) -> None:
         self.fabric, self.folder = fabric, folder
         self.is_first = fabric.global_rank == 0
         self.observer = observer if self.is_first else Silent()
         self.begun = self.saved_at = self.clock = begun
         self.cpu_clock = time.process_time()
-        together(fabric, lambda: self._prepare(config))
-        self.fingerprint = setup.fingerprint(self.split)
+        together(fabric, lambda: self._prepare(config, potential))
+        self.fingerprint = setup.fingerprint(self.split, self.sampler.replay)
         earlier = from_first(fabric, lambda: folder.earlier(config, self.fingerprint))
         budget = earlier.budget
         if budget is None and config.curriculum.kind == "schedule":
@@ -107,32 +123,33 @@ class _Run:
             self.best = earlier.tensors["best"]
         self.model_is_written = self.best is not None and folder.model.exists()
 
-    def _prepare(self, config: Config) -> None:
+    def _prepare(self, config: Config, potential: Potential | None) -> None:
         """Read the data and build what the configuration asks for; what cannot work is refused here."""
         self.split, self.reports = setup.load_split(config)
         limit_threads(config.batch_size * max(run.n_atoms for run in self.split.train))
         self.loss, self.curriculum = setup.make_loss(config), setup.make_curriculum(config)
         self.backprop = setup.make_backprop(config)
-        self.sampler = Sampler(config, self.split.train)
-        self.sampler.windows(config.max_length)
+        setup.training_segments(config, self.split.train, config.max_length)
+        potential = setup.potential_to_train(config, self.split.train, potential).to(self.fabric.device)
+        self.sampler = Sampler(config, self.split.train, replay_runs(config, potential))
+        self.sampler.n_windows(config.max_length)
+        setup.check_stress(self.loss, [*self.sampler.runs, *self.split.validation])
         if config.max_length > 1:
-            check_step(self.split.train, config.stride)
+            check_step(self.sampler.runs, config.stride)
         held_out = setup.validation_segments(config, self.split.validation)
         self.validation = Validation(
             held_out, self.split.validation, self.loss, config.validation.batch_size, self.fabric
         )
-        potential = setup.make_potential(config, self.split.train).to(self.fabric.device)
         self.learner = Learner(potential, config.gradient_clip, config.ema)
 
     def _measured_budget(self, config: Config) -> Any:
-        validations = config.curriculum.epochs if config.curriculum.kind == "schedule" else 0
         return measure_budget(
             config,
             self.learner.potential,
             self.loss,
             self.backprop,
             self.split.train,
-            validations * self.validation.n_evaluations,
+            self.validation.n_evaluations,
             self.fabric.device,
             self.fabric.world_size,
             time.perf_counter() - self.begun,
@@ -200,7 +217,7 @@ class _Run:
             return self.share
         known = []
         if config.max_epochs is not None:
-            windows = len(self.sampler.windows(progress.segment_length))
+            windows = self.sampler.n_windows(progress.segment_length)
             known.append(
                 (progress.epoch + (progress.position - progress.epoch_start) / windows) / config.max_epochs
             )
@@ -212,14 +229,15 @@ class _Run:
         """A schedule validates at even shares of the budget, a plateau curriculum after each pass."""
         progress, curriculum, budget = self.progress, self.config.curriculum, self.config.budget
         if curriculum.kind == "schedule" and budget is not None:
+            times = budget.validations or curriculum.epochs
             before, now = (
-                math.floor(min(1.0, spent / budget.evaluations) * curriculum.epochs + 1e-9)
+                math.floor(min(1.0, spent / budget.evaluations) * times + 1e-9)
                 for spent in (progress.validated_at, progress.evaluations)
             )
             return now > before
         if progress.segment_length == 0:
             return False
-        return progress.position - progress.epoch_start >= len(self.sampler.windows(progress.segment_length))
+        return progress.position - progress.epoch_start >= self.sampler.n_windows(progress.segment_length)
 
     def _why_finished(self) -> str | None:
         """Why training is over, in words; None: it goes on. What was trained is validated first."""
@@ -259,11 +277,20 @@ class _Run:
         fabric, learner = self.fabric, self.learner
         learner.optimizer.zero_grad(set_to_none=True)
         mine = segments[fabric.global_rank :: fabric.world_size]
-        batch = collate(mine, self.split.train).to(fabric.device) if mine else None
-        totals = sum_over(fabric, no_counts(fabric.device) if batch is None else counts(batch.state))
-        result = StepResult({}, 0, 0)
-        if batch is not None:
-            result = loss_and_gradient(learner.potential, batch, self.loss, self.backprop, totals)
+        runs = self.sampler.runs
+        batches = [collate(group, runs) for group in by_small_steps(mine, runs)]
+        following = self.sampler.following(segments.length, self.progress.position + len(segments))
+        read_ahead(following[fabric.global_rank :: fabric.world_size], runs)
+        if batches and segments.length == 1 and self.config.noise > 0:
+            first = self.progress.position
+            drawn = range(first + fabric.global_rank, first + len(segments), fabric.world_size)
+            batches = [displaced(batch, self.config.noise, self.config.seed, drawn) for batch in batches]
+        batches = [batch.to(fabric.device) for batch in batches]
+        local = sum((counts(batch.state) for batch in batches), no_counts(fabric.device))
+        totals = sum_over(fabric, local)
+        result = joined(
+            [loss_and_gradient(learner.potential, b, self.loss, self.backprop, totals) for b in batches]
+        )
         sum_gradients(fabric, learner.parameters)
         names = [term.quantity for term in self.loss.active_terms(segments.length)]
         return sum_results(fabric, result, names)

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
-from ase.data import chemical_symbols
 
-from dyntrain.config import Config, DataFiles, PlateauConfig, TruncatedConfig
+from dyntrain.config import Config, DataFiles, FinetuneConfig, PlateauConfig, TruncatedConfig
 from dyntrain.curriculum import Curriculum, PlateauCurriculum, ScheduleCurriculum, Stage
 from dyntrain.data.diagnose import RunReport, usable_runs
 from dyntrain.data.keys import KeyMap
 from dyntrain.data.readers import read_trajectories
 from dyntrain.data.segments import Segments, find_segments
 from dyntrain.data.splits import Split, automatic_split, explicit_split
+from dyntrain.data.store import STORE, store_stamp
 from dyntrain.data.trajectory import Trajectory
 from dyntrain.errors import UserError
 from dyntrain.loss import Loss, StepWeights, Term
-from dyntrain.models.egnn import EGNN
-from dyntrain.models.files import build_model, load_model, set_precision
+from dyntrain.models.files import build_model, is_ours, load_model, set_precision
 from dyntrain.models.paper_egnn import PaperEGNN
 from dyntrain.neighbors import neighbor_list
-from dyntrain.potential import Conservative
+from dyntrain.potential import Conservative, Potential
 from dyntrain.rollout import Adjoint, Backprop, Full, StopGradient, Truncated
+from dyntrain.training.finetune import align_energies, check_elements, freeze
 
 
 def load_split(config: Config) -> tuple[Split, list[RunReport]]:
@@ -50,16 +51,26 @@ def load_split(config: Config) -> tuple[Split, list[RunReport]]:
     return Split(split.train, split.validation, test, split.how), reports
 
 
-def fingerprint(split: Split) -> str:
-    """A short hash of all that was read, so that a resumed run cannot silently go on with other data."""
+def fingerprint(split: Split, replay: Sequence[Trajectory] = ()) -> str:
+    """A short hash of all that was read, so that a resumed run cannot silently go on with other data.
+
+    Of a store, which may be larger than memory, only its size, time of writing and first bytes count.
+    """
     digest = hashlib.sha256()
-    for part in (split.train, split.validation):
+    for part in (split.train, split.validation, *([replay] if replay else [])):
         digest.update(f"{len(part)} runs".encode())
         for run in part:
-            digest.update(f"{run.positions.shape} {run.dt!r} {run.breaks} {run.pbc}".encode())
+            digest.update(
+                f"{run.positions.shape} {run.dt!r} {run.breaks} {run.pbc} {run.small_steps}".encode()
+            )
             digest.update(run.atomic_numbers.data)
+            if run.reader == STORE:
+                digest.update(store_stamp(run.file).encode())
+                continue
             for array in (run.positions, run.velocities, run.forces, run.energies, run.cell, run.masses):
                 digest.update(np.ascontiguousarray(array).data)
+            if run.stress is not None:
+                digest.update(np.ascontiguousarray(run.stress).data)
     return digest.hexdigest()[:16]
 
 
@@ -76,12 +87,17 @@ def remarks(config: Config, split: Split, held_out: Segments) -> list[str]:
             f"Validation starts from {len(held_out)} instead of {config.validation.n_starts} frames: the "
             "runs hold no more."
         )
+    if config.budget is not None and config.budget.validations and config.curriculum.kind == "schedule":
+        found.append(
+            f"Validation {config.budget.validations} times instead of {config.curriculum.epochs}: more would "
+            "take over a fifth of max_time."
+        )
     if config.training_points is not None:
-        n = len(training_segments(config, split.train, config.max_length))
-        if n < config.training_points:
+        points = training_points(config, split.train)
+        if len(points) < config.training_points:
             found.append(
-                f"Training uses {n} points instead of {config.training_points}: the runs hold no more "
-                f"segments of {config.max_length} frames."
+                f"Training uses {len(points)} points instead of {config.training_points}: the runs hold no "
+                f"more segments of {points.length} frames."
             )
     return found
 
@@ -91,17 +107,11 @@ def make_potential(config: Config, training: Sequence[Trajectory]) -> Conservati
 
     Weights depend on ``config.seed`` alone.
     """
-    elements = sorted({int(z) for run in training for z in run.atomic_numbers})
     if config.start_from is not None:
-        potential = load_model(config.start_from, precision=config.precision)
-        unknown = sorted(set(elements) - set(potential.elements or elements))
-        if unknown:
-            symbols = ", ".join(chemical_symbols[z] for z in unknown)
-            raise UserError(
-                f"start_from: {config.start_from} does not know {symbols}, which the training runs hold; "
-                "start from a model of all their elements, or from none"
-            )
+        potential = load_model(config.start_from, precision=config.precision, trust=config.trust)
+        check_elements(potential, training, f"start_from: {config.start_from}")
         return potential.train()
+    elements = sorted({int(z) for run in training for z in run.atomic_numbers})
     settings = config.model.settings
     if own := sorted({"elements", "cutoff"} & set(settings)):
         raise UserError(
@@ -111,14 +121,34 @@ def make_potential(config: Config, training: Sequence[Trajectory]) -> Conservati
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         model = build_model(config.model.name, elements=elements, cutoff=config.model.cutoff, **settings)
-    if isinstance(model, EGNN):
+    if isinstance(model, PaperEGNN):
+        model.set_mean_energy(float(np.mean([run.energies.mean() for run in training])))
+    else:
         model.set_statistics(
             energy_shifts(training, elements), rms_force(training), mean_neighbors(training, model.cutoff)
         )
-    elif isinstance(model, PaperEGNN):
-        model.set_mean_energy(float(np.mean([run.energies.mean() for run in training])))
     set_precision(model, config.precision)
     return Conservative(model)
+
+
+def potential_to_train(
+    config: Config, training: Sequence[Trajectory], own: Potential | None = None
+) -> Potential:
+    """The configured potential, or the caller's own; energies aligned and parts frozen as configured."""
+    before, align = config.start_from, config.finetune.align_energies
+    if own is not None and before is not None:
+        raise UserError("start_from: a potential was given to train; leave the key out")
+    if own is None and before is None and config.finetune != FinetuneConfig():
+        raise UserError("finetune: a new network knows nothing that could be kept; say where to start_from")
+    if own is not None:
+        check_elements(own, training, "the given potential")
+    potential = make_potential(config, training) if own is None else own.train()
+    if align is None:
+        align = before is not None and not (Path(before).is_file() and is_ours(Path(before)))
+    if align:
+        align_energies(potential, training)
+    freeze(potential, config.finetune.freeze)
+    return potential
 
 
 def energy_shifts(runs: Sequence[Trajectory], elements: Sequence[int]) -> torch.Tensor:
@@ -154,13 +184,13 @@ def make_loss(config: Config) -> Loss:
         UserError: terms that cannot teach anything.
     """
     terms = []
-    for quantity in ("forces", "energy", "positions", "velocities"):
+    for quantity in ("forces", "energy", "positions", "velocities", "stress"):
         term = getattr(config.loss, quantity)
         if term is not None and term.weight > 0:
             terms.append(Term(quantity=quantity, **term.model_dump()))
-    single_only = [t for t in terms if t.only_single_frames]
+    loss = Loss(terms, StepWeights(config.loss.first_step_weight, config.loss.later_step_weight))
     along = [t for t in terms if t.quantity in ("positions", "velocities")]
-    if not terms or len(terms) == len(along) or (config.max_length > 1 and len(terms) == len(single_only)):
+    if len(terms) == len(along) or not loss.active_terms(config.max_length):
         raise UserError(
             "loss: give forces or energy a weight above 0; positions and velocities alone say nothing about "
             "a single frame, nor does a term that counts only at S = 1 say anything about a longer segment"
@@ -170,7 +200,24 @@ def make_loss(config: Config) -> Loss:
             "loss.positions: without a gradient from step to step (`backprop`) the positions of a roll-out "
             "teach nothing; use truncated with at least 2 frames, full or adjoint, or leave the term out"
         )
-    return Loss(terms, StepWeights(config.loss.first_step_weight, config.loss.later_step_weight))
+    return loss
+
+
+def check_stress(loss: Loss, runs: Sequence[Trajectory]) -> None:
+    """Refuse runs without the stress that the loss compares.
+
+    Raises:
+        UserError: the first such run.
+    """
+    if loss.stress_term() is None:
+        return
+    for run in runs:
+        if run.stress is None or not run.pbc.all():
+            why = "holds no stress" if run.pbc.all() else "is not periodic in all directions"
+            raise UserError(
+                f"loss.stress: {run.file} {why}; leave the term out, or give runs that all have a stress "
+                "(VASP: ISIF = 2; Quantum ESPRESSO: tstress = .true.; other keys: `keys: {stress: …}`)"
+            )
 
 
 def make_curriculum(config: Config) -> Curriculum:
@@ -194,18 +241,33 @@ def make_backprop(config: Config) -> Backprop:
 def training_segments(config: Config, runs: Sequence[Trajectory], length: int) -> Segments:
     """The windows trained on at segment length ``length``.
 
-    With ``training_points``: so many starts drawn once (by the seed, the same at every S), as published;
-    else every window of the runs.
+    Every window of the runs; with ``training_points`` the first frames of each point, as published; with
+    ``point_length`` every window within a point.
     """
-    if config.training_points is None:
-        return find_segments(runs, length, "training", config.stride)
-    longest = find_segments(runs, config.max_length, "training", config.stride)
-    if config.training_points >= len(longest):
-        return longest.shortened(length)
-    drawn = np.random.default_rng([config.seed, 1]).choice(
-        len(longest), config.training_points, replace=False
-    )
-    return longest.take(np.sort(drawn)).shortened(length)
+    if config.point_length is not None:
+        return training_points(config, runs).within(length)
+    if config.training_points is not None:
+        return training_points(config, runs).shortened(length)
+    return find_segments(runs, length, "training", config.stride)
+
+
+def training_points(config: Config, runs: Sequence[Trajectory]) -> Segments:
+    """The points that are trained on: all there are, or ``training_points`` drawn once by the seed.
+
+    Raises:
+        UserError: no run holds such a point, or it is shorter than the segments that are to be cut from it.
+    """
+    length = config.point_length or config.max_length
+    if length < config.max_length:
+        raise UserError(
+            f"point_length: points of {length} frames hold no segment of {config.max_length}, which the "
+            "curriculum asks for; give at least as many, or leave the key out"
+        )
+    points = find_segments(runs, length, "training", config.stride)
+    if config.training_points is None or config.training_points >= len(points):
+        return points
+    drawn = np.random.default_rng([config.seed, 1]).choice(len(points), config.training_points, replace=False)
+    return points.take(np.sort(drawn))
 
 
 def validation_segments(config: Config, runs: Sequence[Trajectory]) -> Segments:

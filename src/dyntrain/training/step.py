@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,12 +10,12 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from dyntrain.data.segments import Batch
-from dyntrain.integrators import VelocityVerlet
 from dyntrain.loss import Loss
 from dyntrain.neighbors import VerletNeighbors
 from dyntrain.potential import Potential
-from dyntrain.rollout import Backprop, BurstGuard, rollout
+from dyntrain.rollout import Backprop, BurstGuard
 from dyntrain.training.processes import sum_over
+from dyntrain.unroll import unroll
 
 SKIN = 0.5
 """Å; of the neighbour list kept along a roll-out (atoms move about 0.01 Å a step)."""
@@ -39,21 +39,17 @@ def loss_and_gradient(
             that of the joined batch.
     """
     length = batch.length
-    frames = rollout(
-        potential,
-        batch.state,
-        VelocityVerlet(batch.dt),
-        length - 1,
-        backprop=backprop,
-        kicks=batch.kicks,
-        neighbors=VerletNeighbors(potential.cutoff, SKIN if length > 1 else 0.0),
-        guard=BurstGuard(),
-    )
+    neighbors = VerletNeighbors(potential.cutoff, SKIN if length > 1 else 0.0)
+    stress_term = loss.stress_term(length)
+    frames = unroll(potential, batch, backprop=backprop, neighbors=neighbors, guard=BurstGuard())
     sums: dict[str, Tensor] = {}
     pending: Tensor | None = None
     n_left = n_frames = 0
     for frame in frames:
         parts = loss.at(frame, batch.targets, batch.state, totals, length)
+        if stress_term is not None:
+            stress = potential.stress(frame.state, neighbors(frame.state))
+            parts["stress"] = loss.at_stress(stress_term, stress, frame, batch.targets, totals)
         for name, value in parts.items():
             sums[name] = sums.get(name, 0.0) + value.detach()
         here = torch.stack(list(parts.values())).sum()
@@ -68,6 +64,15 @@ def loss_and_gradient(
     return StepResult(
         {name: float(value) for name, value in sums.items()}, batch.state.n_systems - n_left, n_frames
     )
+
+
+def joined(results: Sequence[StepResult]) -> StepResult:
+    """The result of a batch that was unrolled in parts."""
+    parts: dict[str, float] = {}
+    for result in results:
+        for name, value in result.parts.items():
+            parts[name] = parts.get(name, 0.0) + value
+    return StepResult(parts, sum(r.n_burst for r in results), sum(r.n_frames for r in results))
 
 
 def sum_results(fabric: Fabric, result: StepResult, names: Iterable[str]) -> StepResult:

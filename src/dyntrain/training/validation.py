@@ -10,14 +10,15 @@ from lightning_fabric import Fabric
 
 from dyntrain.curriculum import Score
 from dyntrain.data.segments import Batch, Segments, collate
+from dyntrain.data.small_steps import by_small_steps
 from dyntrain.data.trajectory import Trajectory
-from dyntrain.integrators import VelocityVerlet
 from dyntrain.loss import Loss, counts
 from dyntrain.neighbors import VerletNeighbors
 from dyntrain.potential import Potential
-from dyntrain.rollout import BurstGuard, StopGradient, rollout
+from dyntrain.rollout import BurstGuard, StopGradient
 from dyntrain.training.processes import sum_over
 from dyntrain.training.step import SKIN
+from dyntrain.unroll import unroll
 
 _SUMS = (
     "loss",
@@ -29,6 +30,8 @@ _SUMS = (
     "energy",
     "frames",
     "burst",
+    "stress",
+    "stress_components",
 )
 
 _LARGEST_BATCH = {"cpu": 20_000, "cuda": 1_000_000}
@@ -50,7 +53,8 @@ class Validation:
         n_atoms = max(run.n_atoms for run in runs)
         fitting = _LARGEST_BATCH[fabric.device.type] // (n_atoms * segments.length)
         size = max(1, min(batch_size, fitting))
-        self.batches = [segments[k : k + size] for k in range(0, len(segments), size)]
+        groups = by_small_steps(segments, runs)
+        self.batches = [group[k : k + size] for group in groups for k in range(0, len(group), size)]
         starts = [counts(runs[segment.run].state(segment.start)) for segment in segments]
         self.totals = torch.stack(starts).sum(0).to(fabric.device)
 
@@ -75,22 +79,16 @@ class Validation:
     @torch.no_grad()
     def _batch_sums(self, potential: Potential, batch: Batch) -> dict[str, float]:
         sums = dict.fromkeys(_SUMS, 0.0)
-        frames = rollout(
-            potential,
-            batch.state,
-            VelocityVerlet(batch.dt),
-            batch.length - 1,
-            backprop=StopGradient(),
-            kicks=batch.kicks,
-            neighbors=VerletNeighbors(potential.cutoff, SKIN),
-            guard=BurstGuard(),
-        )
+        neighbors = VerletNeighbors(potential.cutoff, SKIN)
+        frames = unroll(potential, batch, backprop=StopGradient(), neighbors=neighbors, guard=BurstGuard())
         n_left = 0
         for frame in frames:
             whole = frame.systems.numel() == batch.state.n_systems
             atoms = slice(None) if whole else batch.state.atoms_of(frame.systems)
             parts = self.loss.at(frame, batch.targets, batch.state, self.totals, batch.length)
             error = (frame.prediction.forces - batch.targets.forces[frame.step][atoms]).abs()
+            if batch.targets.unlabelled is not None:
+                error = error[~batch.targets.unlabelled[atoms]]
             energy = frame.prediction.energy - batch.targets.energies[frame.step][frame.systems]
             sums["loss"] += float(sum(parts.values()))
             sums["force"] += float(error.sum())
@@ -98,6 +96,11 @@ class Validation:
             if frame.step == 0:
                 sums["force_first"] += float(error.sum())
                 sums["components_first"] += error.numel()
+                if self.loss.stress_term() is not None and batch.targets.stress is not None:
+                    stress = potential.stress(frame.state, neighbors(frame.state))
+                    miss = (stress - batch.targets.stress[0][frame.systems]).abs()
+                    sums["stress"] += float(miss.sum())
+                    sums["stress_components"] += miss.numel()
             sums["energy"] += float((energy.abs() / frame.state.n_atoms_per_system()).sum())
             sums["frames"] += energy.numel()
             sums["weight"] += energy.numel() * self.loss.step_weights.at(frame.step, batch.length)
@@ -126,5 +129,6 @@ def validation_row(sums: dict[str, float], score: Score) -> dict[str, float | No
         "validation_force_mae_first": mean("force_first", "components_first"),
         "validation_force_mae": mean("force", "components"),
         "validation_energy_mae": mean("energy", "frames"),
+        "validation_stress_mae": mean("stress", "stress_components"),
         "burst_validation": int(sums["burst"]),
     }
