@@ -355,6 +355,7 @@ class _AdjointRollout(torch.autograd.Function):
                     allow_unused=True,
                 )
             accumulate(gradients[3:])
+            del moved, prediction, state  # this step's graph goes before the next is made
             at = 4 * (number - 1)
             to_positions = cotangents[at] + gradients[0]
             to_velocities = cotangents[at + 1] + gradients[1]

@@ -1,10 +1,16 @@
-"""How many CPU threads a batch is worth."""
+"""How many CPU threads a batch is worth, and what a process does with memory it has freed."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 
 import torch
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""glibc's numbers of the two options (malloc.h)."""
+_LARGEST_MMAP_THRESHOLD = 32 * 1024**2
+_KEPT = 1024**3
 
 
 def limit_threads(n_atoms: int) -> None:
@@ -15,3 +21,22 @@ def limit_threads(n_atoms: int) -> None:
     """
     if n_atoms <= 256 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
+    keep_freed_memory()
+
+
+def keep_freed_memory() -> bool:
+    """Let the C library keep freed memory (up to 1 GiB) for the next tensors instead of returning it.
+
+    Each step of a training or of MD takes and frees the same megabytes; handed back to the system, they
+    come again as new pages that it has to clear: a quarter of a training step. What the user has set in the
+    environment (MALLOC_…) stays.
+
+    Returns:
+        Whether the C library was told: glibc is, others know nothing of it.
+    """
+    if any(name.startswith("MALLOC_") for name in os.environ):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is None:
+        return False
+    return bool(mallopt(_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD) and mallopt(_TRIM_THRESHOLD, _KEPT))

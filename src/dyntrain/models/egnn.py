@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from dyntrain.models.family import FamilyModel
+from dyntrain.models.messages import Bonds, messages
 from dyntrain.models.species import SpeciesIndex
 from dyntrain.neighbors import NeighborList, pair_vectors
-from dyntrain.potential import EnergyModel
 from dyntrain.state import State
 
 
@@ -72,7 +73,7 @@ def matrix_times_vector(matrix: Tensor, vector: Tensor) -> Tensor:
     return (matrix * vector).sum(1)
 
 
-class EGNN(EnergyModel):
+class EGNN(FamilyModel):
     """dyntrain's default network; see the module's first lines for its shape.
 
     Energies are sums over atoms, smooth at the cutoff, invariant; per-element shifts and scales come from
@@ -86,6 +87,7 @@ class EGNN(EnergyModel):
         n_radial: radial functions.
     """
 
+    family: ClassVar[str] = "egnn"
     energy_shifts: Tensor
     force_scale: Tensor
     mean_neighbors: Tensor
@@ -97,7 +99,7 @@ class EGNN(EnergyModel):
         elements: Sequence[int],
         cutoff: float = 5.0,
         width: int = 64,
-        n_channels: int = 32,
+        n_channels: int = 16,
         n_radial: int = 8,
     ) -> None:
         super().__init__()
@@ -118,9 +120,7 @@ class EGNN(EnergyModel):
         self.register_buffer("mean_neighbors", torch.tensor(10.0, dtype=torch.float64))
         self.register_buffer("degree_two", _degree_two(), persistent=False)
         # Spherical tensors of the reversed direction: odd degrees change sign.
-        self.register_buffer(
-            "reversal", torch.tensor([1.0, -1, -1, -1, 1, 1, 1, 1, 1])[:, None], persistent=False
-        )
+        self.register_buffer("reversal", torch.tensor([1.0, -1, -1, -1, 1, 1, 1, 1, 1]), persistent=False)
         c = n_channels
         # Layer 1: learnt mixing of (element, radial) slots into channels, one matrix a degree.
         self.mixing = nn.Parameter(torch.randn(3, n_species * n_radial, 2 * c) / math.sqrt(n_radial))
@@ -139,10 +139,12 @@ class EGNN(EnergyModel):
         return self.species.elements
 
     def set_statistics(self, energy_shifts: Tensor, force_scale: float, mean_neighbors: float) -> None:
-        """Energy of each element [n_elements] eV, rms force eV/Å, mean number of neighbours, of the data."""
         self.energy_shifts.copy_(energy_shifts)
         self.force_scale.fill_(force_scale)
         self.mean_neighbors.fill_(max(mean_neighbors, 1.0))
+
+    def shift_energies(self, shifts: Tensor) -> None:
+        self.energy_shifts.add_(shifts.to(self.energy_shifts))
 
     def forward(self, state: State, neighbors: NeighborList) -> Tensor:
         columns = self.species(state.atomic_numbers)
@@ -183,16 +185,12 @@ class EGNN(EnergyModel):
         n_species, n_atoms, n_radial = len(self.species), columns.shape[0], basis.shape[1]
         outer = (unit[:, :, None] * unit[:, None, :]).flatten(1)
         y = torch.cat([torch.ones_like(unit[:, :1]), unit, outer @ to_tensors], dim=-1)
-        forth = y[:, :, None] * basis[:, None, :]
-        back = forth * self.reversal.to(forth.dtype)
-        rows = torch.cat(
-            [
-                i * n_species + columns.index_select(0, j),
-                j * n_species + columns.index_select(0, i),
-            ]
-        )
-        zeros = forth.new_zeros(n_atoms * n_species, 9, n_radial)
-        density = zeros.index_add(0, rows, torch.cat([forth, back]))
+        # Products of all pairs (tensor, radial) as one product of long rows: short inner loops are slow.
+        forth = y.repeat_interleave(n_radial, dim=1) * basis.repeat(1, 9)
+        zeros = forth.new_zeros(n_atoms * n_species, 9 * n_radial)
+        density = zeros.index_add(0, i * n_species + columns.index_select(0, j), forth)
+        back = zeros.index_add(0, j * n_species + columns.index_select(0, i), forth)
+        density = density + back * self.reversal.to(forth.dtype).repeat_interleave(n_radial)
         density = density.view(n_atoms, n_species, 9, n_radial).permute(2, 0, 1, 3)
         return density.reshape(9, n_atoms, n_species * n_radial)
 
@@ -201,17 +199,12 @@ class EGNN(EnergyModel):
     ) -> tuple[Tensor, Tensor]:
         """What each atom gets from its neighbours: scalars [n_atoms, 2c], vectors [3, n_atoms, c]."""
         c, n_atoms = self.n_channels, h.shape[0]
-        filters = self.filters(basis)
-        to_scalars, to_vectors = torch.cat([filters, filters]).split([2 * c, c], dim=-1)
-        direction = torch.cat([unit, -unit])[:, :, None]
-        sent_vectors = self.send_vectors(v).permute(1, 0, 2).reshape(n_atoms, 3 * c)
-        sent = torch.cat([self.send(h), sent_vectors], dim=-1).index_select(0, torch.cat([j, i]))
-        sent_scalars, sent_vectors = sent.split([2 * c, 3 * c], dim=-1)
-        scalars, along = (sent_scalars * to_scalars).split(c, dim=-1)
-        carried = sent_vectors.view(-1, 3, c) * to_vectors[:, None]
-        vectors = direction * along[:, None] + carried
+        a, b = self.send(h).split(c, dim=-1)
+        sent = torch.cat([a, b, b, b, *self.send_vectors(v)], dim=-1)
+        f1, f2, f3 = self.filters.weight.split(c)
+        filters = torch.cat([f1, f2, f2, f2, f3, f3, f3]).T
+        received = messages(Bonds(i, j), sent, basis, unit, filters) * norm
+        scalars, along, vectors = received.split([c, 3 * c, 3 * c], dim=-1)
         # The sender's vectors along the bond, as the receiver sees them, are one more invariant.
-        messages = torch.cat([scalars, (carried * direction).sum(1), vectors.flatten(1)], dim=-1)
-        received = messages.new_zeros(n_atoms, 5 * c).index_add(0, torch.cat([i, j]), messages) * norm
-        scalars, vectors = received.split([2 * c, 3 * c], dim=-1)
-        return scalars, vectors.view(n_atoms, 3, c).permute(1, 0, 2)
+        along = along.view(n_atoms, 3, c).sum(1)
+        return torch.cat([scalars, along], dim=-1), vectors.view(n_atoms, 3, c).permute(1, 0, 2)

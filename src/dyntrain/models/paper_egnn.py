@@ -4,60 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dyntrain.models.chebyshev import chebyshev_coefficients
+from dyntrain.models.family import FamilyModel
+from dyntrain.models.normed_silu import centred
+from dyntrain.models.paper_gradients import energies
+from dyntrain.models.paper_sweeps import LayerWeights, Pairs
 from dyntrain.models.species import SpeciesIndex
 from dyntrain.neighbors import NeighborList, pair_vectors
-from dyntrain.potential import EnergyModel
 from dyntrain.state import State
 
 _RANGE_BEYOND_CUTOFF = 1.0
 """Å past the cutoff that the Chebyshev form still covers: frozen neighbour lists let pairs drift out."""
-
-
-def fourier_features(distances: Tensor, frequencies: Tensor) -> Tensor:
-    """[sin(B d), cos(B d)], [n_pairs, 2·len(B)]: the plain evaluation, kept as the oracle of the fast one."""
-    phase = distances[:, None] * frequencies
-    return torch.cat([phase.sin(), phase.cos()], dim=-1)
-
-
-def chebyshev_basis(distances: Tensor, range_end: float, n_terms: int) -> Tensor:
-    """T_k(x) = cos(k arccos x), x = 2 d/range_end − 1, for k < n_terms: [n_pairs, n_terms].
-
-    Raises:
-        ValueError: a distance is outside the range.
-    """
-    longest = float(distances.detach().max()) if distances.numel() else 0.0
-    if longest >= range_end:
-        raise ValueError(
-            f"a pair at {longest:.3f} Å is beyond the {range_end:.3f} Å that the fast edge features cover: "
-            "rebuild the neighbour list"
-        )
-    theta = torch.acos(2.0 / range_end * distances - 1.0)
-    return torch.cos(theta[:, None] * torch.arange(n_terms, dtype=theta.dtype, device=theta.device))
-
-
-def chebyshev_coefficients(frequencies: Tensor, range_end: float, tolerance: float = 1e-10) -> Tensor:
-    """M with [sin(B d), cos(B d)] = T(d) M on 0 < d < range_end, [n_terms, 2·len(B)] float64.
-
-    On a bounded range the hundreds of features span few dimensions (about the largest phase plus
-    twenty); n_terms is the smallest that reproduces each of them to ``tolerance``.
-    """
-    frequencies = frequencies.detach().double().cpu()
-    n_nodes = 256 + 4 * math.ceil(float(frequencies.abs().max()) * range_end)
-    theta = (torch.arange(n_nodes, dtype=torch.float64) + 0.5) * math.pi / n_nodes
-    at_nodes = fourier_features(0.5 * range_end * (theta.cos() + 1.0), frequencies)
-    spectrum = (
-        2.0 / n_nodes * torch.cos(torch.arange(n_nodes, dtype=torch.float64)[:, None] * theta) @ at_nodes
-    )
-    spectrum[0] *= 0.5
-    tail = spectrum.abs().flip(0).cumsum(0).flip(0).amax(1)
-    return spectrum[: int((tail > tolerance).sum())].contiguous()
 
 
 class _Layer(nn.Module):
@@ -89,24 +53,36 @@ class _Layer(nn.Module):
         assert self._coefficients is not None
         return self._coefficients.to(self.w1.weight.dtype)
 
-    def forward(self, h: Tensor, i: Tensor, j: Tensor, basis: Tensor, coefficients: Tensor) -> Tensor:
-        width = h.shape[1]
-        to_centre, to_neighbor, to_features = self.w1.weight.split(
-            [width, width, self.w1.weight.shape[1] - 2 * width], dim=1
+    def sweep_weights(self, n_terms: int, range_end: float) -> LayerWeights:
+        """This layer's weights as the sweeps need them (differentiable)."""
+        width = self.w2.weight.shape[0]
+        w1 = centred(self.w1.weight)
+        to_centre, to_neighbor, to_features = w1.split([width, width, w1.shape[1] - 2 * width], dim=1)
+        coefficients = self.coefficients(range_end)
+        pair = functional.pad(coefficients @ to_features.T, (0, 0, 0, n_terms - coefficients.shape[0]))
+        return LayerWeights(
+            pair,
+            to_centre,
+            to_neighbor,
+            centred(self.w1.bias),
+            self.norm1.weight,
+            self.norm1.bias,
+            centred(self.w2.weight),
+            centred(self.w2.bias),
+            self.norm2.weight,
+            self.norm2.bias,
+            centred(self.w3.weight),
+            centred(self.w3.bias),
+            self.norm3.weight,
+            self.norm3.bias,
+            centred(self.w4.weight),
+            centred(self.w4.bias),
+            self.norm4.weight,
+            self.norm4.bias,
         )
-        pair_part = basis[:, : coefficients.shape[0]] @ (coefficients @ to_features.T)
-        centre = functional.linear(h, to_centre, self.w1.bias)
-        neighbor = functional.linear(h, to_neighbor)
-        forth = centre.index_select(0, i) + neighbor.index_select(0, j) + pair_part
-        back = centre.index_select(0, j) + neighbor.index_select(0, i) + pair_part
-        message = functional.silu(self.norm1(torch.cat([forth, back])))
-        message = functional.silu(self.norm2(self.w2(message)))
-        received = torch.zeros_like(h).index_add(0, torch.cat([i, j]), message)
-        update = functional.silu(self.norm3(self.w3(torch.cat([h, received], dim=-1))))
-        return h + functional.silu(self.norm4(self.w4(update)))
 
 
-class PaperEGNN(EnergyModel):
+class PaperEGNN(FamilyModel):
     """The paper's EGNN: hard cutoff, read-out pooled over the structure (not size-extensive).
 
         h_i⁰ = W_in onehot(z_i) + b
@@ -122,6 +98,8 @@ class PaperEGNN(EnergyModel):
         elements: atomic numbers, the columns of the one-hot code.
         cutoff: Å. width, n_layers, n_frequencies, sigma: as published.
     """
+
+    family: ClassVar[str] = "paper_egnn"
 
     def __init__(
         self,
@@ -152,7 +130,7 @@ class PaperEGNN(EnergyModel):
     def elements(self) -> tuple[int, ...]:
         return self.species.elements
 
-    def _message_layers(self) -> list[_Layer]:
+    def message_layers(self) -> list[_Layer]:
         return cast(list[_Layer], list(self.layers))
 
     def set_mean_energy(self, mean_energy: float) -> None:
@@ -166,15 +144,18 @@ class PaperEGNN(EnergyModel):
     def forward(self, state: State, neighbors: NeighborList) -> Tensor:
         columns = self.species(state.atomic_numbers)
         h = self.w_in.weight.T.index_select(0, columns) + self.w_in.bias
-        distances = pair_vectors(state, neighbors).norm(dim=-1)
+        i, j = neighbors.i, neighbors.j
+        unlike = columns.index_select(0, i) != columns.index_select(0, j)
+        order = unlike.int().argsort(stable=True)
+        distances = pair_vectors(state, neighbors).norm(dim=-1).index_select(0, order)
         range_end = self.cutoff + _RANGE_BEYOND_CUTOFF
-        layers = self._message_layers()
-        coefficients = [layer.coefficients(range_end) for layer in layers]
-        basis = chebyshev_basis(distances, range_end, max(c.shape[0] for c in coefficients)).to(h.dtype)
-        for layer, layer_coefficients in zip(layers, coefficients, strict=True):
-            h = layer(h, neighbors.i, neighbors.j, basis, layer_coefficients)
-        pooled = h.new_zeros(state.n_systems, h.shape[1]).index_add(0, state.system_idx, h)
-        return self.w6(functional.relu(self.w5(pooled))).squeeze(-1).double()
+        layers = self.message_layers()
+        n_terms = max(layer.coefficients(range_end).shape[0] for layer in layers)
+        weights = [tensor for layer in layers for tensor in layer.sweep_weights(n_terms, range_end)]
+        weights = [h, *weights, self.w5.weight, self.w5.bias, self.w6.weight, self.w6.bias]
+        n_alike = i.shape[0] - int(unlike.sum())
+        pairs = Pairs(i[order], j[order], n_alike, state.system_idx, state.n_systems)
+        return energies(pairs, distances, range_end, weights)
 
     def load_published(self, weights: dict[str, np.ndarray]) -> None:
         """Take over the published code's weights by its names for them (``convs.0.mlp_msg.0.weight`` …).
@@ -183,7 +164,7 @@ class PaperEGNN(EnergyModel):
             KeyError: a weight is missing; ValueError: one has another shape.
         """
         own: dict[str, Tensor] = dict(self.named_parameters())
-        for number, layer in enumerate(self._message_layers()):
+        for number, layer in enumerate(self.message_layers()):
             own[f"layers.{number}.frequencies"] = layer.frequencies
         with torch.no_grad():
             for name, tensor in own.items():

@@ -1,0 +1,398 @@
+"""The paper network's energy, forces and their gradients in four hand-written sweeps over its layers.
+
+Autograd's second derivatives of this network spend most of their time moving memory. Here a batch is swept
+four times: on construction (energies), ``reverse`` (slopes dE/dd of all pairs, hence forces), ``tangent``
+(how everything changes along a motion of the atoms) and ``reverse_tangent`` (how the slopes and the
+gradient of the weights change along it). The last is the gradient of a loss of the forces:
+∂/∂θ (v · ∇E) = d/dε ∇_θ E(r + ε v), one directional derivative instead of a graph of a graph (Pearlmutter,
+Neural Computation 6, 147 (1994)). Pairs go through in blocks that stay in the processor's cache.
+
+Names as in ``normed_silu``: x̄ (``_bar``) is the gradient of the energy with respect to x, ẋ (``_dot``) the
+derivative of x along the motion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dyntrain.models.normed_silu import NormedSiLU
+
+_T = TypeVar("_T")
+
+
+class LayerWeights(NamedTuple):
+    """One layer's weights as the sweeps need them: everything that a layer norm follows has mean zero.
+
+    pair:      [n_terms, width]: W1's columns for the edge features, in the basis of the distances
+    centre, neighbor: [width, width]: W1's columns for h_i and h_j
+    bias, gain, shift: the number is that of METHOD's W
+    """
+
+    pair: Tensor
+    centre: Tensor
+    neighbor: Tensor
+    bias1: Tensor
+    gain1: Tensor
+    shift1: Tensor
+    w2: Tensor
+    bias2: Tensor
+    gain2: Tensor
+    shift2: Tensor
+    w3: Tensor
+    bias3: Tensor
+    gain3: Tensor
+    shift3: Tensor
+    w4: Tensor
+    bias4: Tensor
+    gain4: Tensor
+    shift4: Tensor
+
+
+class ReadOutWeights(NamedTuple):
+    """E = w6 ReLU(w5 Σ h + bias5) + bias6."""
+
+    w5: Tensor
+    bias5: Tensor
+    w6: Tensor
+    bias6: Tensor
+
+
+class PairBlock(NamedTuple):
+    """Some pairs as rows of one array: all i→j, then all j→i.
+
+    Where both directions have the same row, as in the lowest layer between atoms of one element, it is
+    there once: ``mirrored`` then names who receives it beside ``receivers``.
+    """
+
+    pairs: slice
+    receivers: Tensor
+    senders: Tensor
+    mirrored: Tensor | None
+
+    def rows_of(self, of_pairs: Tensor, of_ends: Tensor | None) -> Tensor:
+        """What each row gets from its pair, its receiver and its sender.
+
+        Args:
+            of_ends: for all atoms as receivers, then for all as senders, [2 n_atoms, width]; None: nothing.
+        """
+        if of_ends is None:
+            return of_pairs if self.mirrored is not None else torch.cat([of_pairs, of_pairs])
+        ends = torch.stack([self.receivers, self.senders + of_ends.shape[0] // 2], dim=1)
+        rows = functional.embedding_bag(ends, of_ends, mode="sum")  # a sum of two rows in one pass
+        rows.view(-1, *of_pairs.shape).add_(of_pairs)
+        return rows
+
+    def to_pairs(self, rows: Tensor) -> Tensor:
+        """Sum of both directions."""
+        if self.mirrored is not None:
+            return rows
+        n = rows.shape[0] // 2
+        return rows[:n] + rows[n:]
+
+    def add_received(self, out: Tensor, rows: Tensor) -> None:
+        out.index_add_(0, self.receivers, rows)
+        if self.mirrored is not None:
+            out.index_add_(0, self.mirrored, rows)
+
+    def received(self, per_atom: Tensor) -> Tensor:
+        """The transpose of ``add_received``."""
+        rows = per_atom.index_select(0, self.receivers)
+        if self.mirrored is not None:
+            rows += per_atom.index_select(0, self.mirrored)
+        return rows
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Who is paired with whom; pairs of one element come first.
+
+    i, j: [n_pairs]; n_alike: how many are of one element; system_idx: [n_atoms].
+    """
+
+    i: Tensor
+    j: Tensor
+    n_alike: int
+    system_idx: Tensor
+    n_systems: int
+
+    PAIRS_IN_CACHE = 1024
+
+    def blocks(self, fold: bool) -> Iterator[PairBlock]:
+        """On a CPU blocks that stay in its cache, elsewhere one (or two).
+
+        Args:
+            fold: rows that are the same in both directions are there once.
+        """
+        n_pairs = self.i.shape[0]
+        size = self.PAIRS_IN_CACHE if self.i.device.type == "cpu" else max(n_pairs, 1)
+        n_folded = self.n_alike if fold else 0
+        for first, last, once in ((0, n_folded, True), (n_folded, n_pairs, False)):
+            step = 2 * size if once else size
+            for start in range(first, last, step):
+                part = slice(start, min(start + step, last))
+                i, j = self.i[part], self.j[part]
+                if once:
+                    yield PairBlock(part, i, j, j)
+                else:
+                    yield PairBlock(part, torch.cat([i, j]), torch.cat([j, i]), None)
+
+
+class _Gradients:
+    """Sums of the weights' gradients (or of their derivatives along the motion), by name."""
+
+    def __init__(self, weights: LayerWeights) -> None:
+        self.sums = LayerWeights(*(torch.zeros_like(tensor) for tensor in weights))
+
+    def add(self, name: str, value: Tensor) -> None:
+        getattr(self.sums, name).add_(value)
+
+    def add_product(self, name: str, bar: Tensor, x: Tensor) -> None:
+        """W̄ = āᵀ x."""
+        getattr(self.sums, name).addmm_(bar.T, x)
+
+    def add_site(self, number: int, gain: Tensor, shift: Tensor) -> None:
+        self.add(f"gain{number}", gain)
+        self.add(f"shift{number}", shift)
+
+
+@dataclass(eq=False)
+class _Block:
+    """What the sweeps keep of one block of pairs."""
+
+    where: PairBlock
+    first: NormedSiLU
+    second: NormedSiLU
+    m1_bar: Tensor | None = None
+
+
+class _Kept(NamedTuple):
+    """What ``reverse`` leaves for ``reverse_tangent``: the gradients at the layer's inner places."""
+
+    upper: Tensor
+    m3: Tensor
+    received: Tensor
+    to_centre: Tensor
+    to_neighbor: Tensor
+
+
+class _Motion(NamedTuple):
+    """How the layer's input and what its atoms receive change along the motion; h None: it does not."""
+
+    h: Tensor | None
+    received: Tensor
+
+
+class LayerSweeps:
+    """One layer, evaluated on construction: ``output`` is the next layer's input.
+
+    Args:
+        pairs: who is paired with whom.
+        h: its input, [n_atoms, width].
+        basis: of the distances, [n_pairs, n_terms].
+        lowest: its input depends on the atoms' elements alone; the gradient of h is then right only when
+            summed over the atoms of an element.
+    """
+
+    def __init__(self, weights: LayerWeights, pairs: Pairs, h: Tensor, basis: Tensor, lowest: bool) -> None:
+        self.weights, self.h, self.lowest, w = weights, h, lowest, weights
+        self.blocks: list[_Block] = []
+        self.received = torch.zeros_like(h)
+        self._kept: _Kept | None = None
+        self._motion: _Motion | None = None
+        of_ends = torch.cat([torch.addmm(w.bias1, h, w.centre.T), h @ w.neighbor.T])
+        for where in pairs.blocks(fold=lowest):
+            rows = where.rows_of(basis[where.pairs] @ w.pair, of_ends)
+            first = NormedSiLU.of(rows, w.gain1, w.shift1)
+            second = NormedSiLU.of(torch.addmm(w.bias2, first.forward(), w.w2.T), w.gain2, w.shift2)
+            where.add_received(self.received, second.forward())
+            self.blocks.append(_Block(where, first, second))
+        x = torch.cat([h, self.received], dim=-1)
+        self.third = NormedSiLU.of(torch.addmm(w.bias3, x, w.w3.T), w.gain3, w.shift3)
+        self.fourth = NormedSiLU.of(torch.addmm(w.bias4, self.third.forward(), w.w4.T), w.gain4, w.shift4)
+        self.output = h + self.fourth.forward()
+
+    def reverse(self, upper: Tensor, basis_bar: Tensor, keep: bool) -> Tensor:
+        """h̄ from the layer above's; adds to the gradient of the basis.
+
+        Args:
+            keep: ``reverse_tangent`` will follow.
+        """
+        w, width = self.weights, self.h.shape[1]
+        m3 = self.fourth.reverse(upper) @ w.w4
+        x_bar = self.third.reverse(m3) @ w.w3
+        received = x_bar[:, width:].contiguous()
+        to_centre, to_neighbor = torch.zeros_like(self.h), torch.zeros_like(self.h)
+        for block in self.blocks:
+            where = block.where
+            m1_bar = block.second.reverse(where.received(received)) @ w.w2
+            rows = block.first.reverse(m1_bar)
+            basis_bar[where.pairs].addmm_(where.to_pairs(rows), w.pair.T)
+            if not self.lowest:
+                to_centre.index_add_(0, where.receivers, rows)
+                to_neighbor.index_add_(0, where.senders, rows)
+            if keep:
+                block.m1_bar = m1_bar
+        if keep:
+            self._kept = _Kept(upper, m3, received, to_centre, to_neighbor)
+        if self.lowest:
+            return upper  # nobody asks for more
+        return (upper + x_bar[:, :width]).addmm_(to_centre, w.centre).addmm_(to_neighbor, w.neighbor)
+
+    def tangent(self, h_dot: Tensor | None, basis_dot: Tensor) -> Tensor:
+        """ḣ of the layer above from this one's (None: zero)."""
+        w, received = self.weights, torch.zeros_like(self.h)
+        of_ends = None if h_dot is None else torch.cat([h_dot @ w.centre.T, h_dot @ w.neighbor.T])
+        for block in self.blocks:
+            where = block.where
+            rows = where.rows_of(basis_dot[where.pairs] @ w.pair, of_ends)
+            m2_dot = block.second.tangent(block.first.tangent(rows) @ w.w2.T)
+            where.add_received(received, m2_dot)
+        self._motion = _Motion(h_dot, received)
+        change = self.fourth.tangent(self.third.tangent(self._x_dot() @ w.w3.T) @ w.w4.T)
+        return change if h_dot is None else h_dot + change
+
+    def _x_dot(self) -> Tensor:
+        """Derivative of W3's input [h, Σ m] along the motion."""
+        assert self._motion is not None
+        h_dot = torch.zeros_like(self.h) if self._motion.h is None else self._motion.h
+        return torch.cat([h_dot, self._motion.received], dim=-1)
+
+    def rest(self) -> None:
+        """Forget the motion."""
+        self._motion = None
+        for site in (self.third, self.fourth, *(s for b in self.blocks for s in (b.first, b.second))):
+            site.rest()
+
+    def reverse_tangent(
+        self, upper: Tensor, basis: Tensor, basis_dot: Tensor | None, basis_bar_dot: Tensor
+    ) -> tuple[Tensor, LayerWeights]:
+        """Derivatives along the motion of h̄ and of the weights' gradients; adds to that of the basis'.
+
+        Args:
+            upper: derivative of the layer above's h̄.
+            basis_dot: None at rest.
+        """
+        w, width, out = self.weights, self.h.shape[1], _Gradients(self.weights)
+        kept = self._kept if self._motion is not None else None
+        third, fourth = self.third.expand(), self.fourth.expand()
+        rows, *sums = fourth.reverse_tangent(kept and kept.upper, upper)
+        out.add_site(4, *sums)
+        out.add("bias4", rows.sum(0))
+        out.add_product("w4", rows, third.m)
+        m3_bar_dot = rows @ w.w4
+        rows, *sums = third.reverse_tangent(kept and kept.m3, m3_bar_dot)
+        out.add_site(3, *sums)
+        out.add("bias3", rows.sum(0))
+        out.add_product("w3", rows, torch.cat([self.h, self.received], dim=-1))
+        x_bar_dot = rows @ w.w3
+        received = x_bar_dot[:, width:].contiguous()
+        to_centre, to_neighbor = torch.zeros_like(self.h), torch.zeros_like(self.h)
+        for block in self.blocks:
+            rows = self._reverse_tangent_block(block, received, basis, basis_dot, basis_bar_dot, out)
+            to_centre.index_add_(0, block.where.receivers, rows)
+            to_neighbor.index_add_(0, block.where.senders, rows)
+        out.add("bias1", to_centre.sum(0))
+        out.add_product("centre", to_centre, self.h)
+        out.add_product("neighbor", to_neighbor, self.h)
+        if kept is not None and self._motion is not None:
+            out.add_product("w4", _known(fourth.a_bar), _known(third.m_dot))
+            out.add_product("w3", _known(third.a_bar), self._x_dot())
+            if self._motion.h is not None:
+                out.add_product("centre", kept.to_centre, self._motion.h)
+                out.add_product("neighbor", kept.to_neighbor, self._motion.h)
+        h_bar_dot = upper + x_bar_dot[:, :width]
+        return h_bar_dot.addmm_(to_centre, w.centre).addmm_(to_neighbor, w.neighbor), out.sums
+
+    def _reverse_tangent_block(
+        self,
+        block: _Block,
+        received: Tensor,
+        basis: Tensor,
+        basis_dot: Tensor | None,
+        basis_bar_dot: Tensor,
+        out: _Gradients,
+    ) -> Tensor:
+        """The same for one block; derivative of the gradient of its rows before the first normalisation."""
+        w, where = self.weights, block.where
+        first, second = block.first.expand(), block.second.expand()
+        m2_bar = None
+        if basis_dot is not None:
+            m2_bar = where.received(_known(self._kept).received)
+        rows, *sums = second.reverse_tangent(m2_bar, where.received(received))
+        out.add_site(2, *sums)
+        out.add("bias2", rows.sum(0))
+        out.add_product("w2", rows, first.m)
+        rows, *sums = first.reverse_tangent(block.m1_bar, rows @ w.w2)
+        out.add_site(1, *sums)
+        of_pairs = where.to_pairs(rows)
+        out.add_product("pair", basis[where.pairs], of_pairs)
+        basis_bar_dot[where.pairs].addmm_(of_pairs, w.pair.T)
+        if basis_dot is not None:
+            out.add_product("w2", _known(second.a_bar), _known(first.m_dot))
+            out.add_product("pair", basis_dot[where.pairs], where.to_pairs(_known(first.a_bar)))
+        return rows
+
+
+class ReadOutSweeps:
+    """Pooling and read-out, evaluated on construction: ``energy`` [n_systems].
+
+    Args:
+        h: the last layer's output, [n_atoms, width].
+    """
+
+    def __init__(self, weights: ReadOutWeights, pairs: Pairs, h: Tensor) -> None:
+        self.weights, self.pairs, w = weights, pairs, weights
+        self.pooled = self._pool(h)
+        self.z = torch.addmm(w.bias5, self.pooled, w.w5.T)
+        self.energy = torch.addmm(w.bias6, self.z.relu(), w.w6.T).squeeze(-1)
+        self._seed = torch.zeros_like(self.energy)
+        self._pooled_dot: Tensor | None = None
+
+    def _pool(self, per_atom: Tensor) -> Tensor:
+        zeros = per_atom.new_zeros(self.pairs.n_systems, per_atom.shape[1])
+        return zeros.index_add_(0, self.pairs.system_idx, per_atom)
+
+    def _to_z(self, seed: Tensor) -> Tensor:
+        return (seed[:, None] * self.weights.w6).mul_(self.z > 0)
+
+    def _to_h(self, z_bar: Tensor) -> Tensor:
+        return (z_bar @ self.weights.w5).index_select(0, self.pairs.system_idx)
+
+    def reverse(self, seed: Tensor) -> Tensor:
+        """h̄ of Σ_s seed_s E_s."""
+        self._seed = seed
+        return self._to_h(self._to_z(seed))
+
+    def tangent(self, h_dot: Tensor) -> Tensor:
+        """Ė [n_systems]."""
+        self._pooled_dot = self._pool(h_dot)
+        return (self._relu_dot(self._pooled_dot) @ self.weights.w6.T).squeeze(-1)
+
+    def _relu_dot(self, pooled_dot: Tensor) -> Tensor:
+        return (pooled_dot @ self.weights.w5.T).mul_(self.z > 0)
+
+    def rest(self) -> None:
+        """Forget the motion."""
+        self._pooled_dot = None
+
+    def reverse_tangent(self, seed_dot: Tensor) -> tuple[Tensor, ReadOutWeights]:
+        """Derivatives along the motion of h̄ and of the weights' gradients."""
+        z_bar_dot = self._to_z(seed_dot)
+        w5, w6 = z_bar_dot.T @ self.pooled, seed_dot[None] @ self.z.relu()
+        if self._pooled_dot is not None:
+            w5 += self._to_z(self._seed).T @ self._pooled_dot
+            w6 += self._seed[None] @ self._relu_dot(self._pooled_dot)
+        out = ReadOutWeights(w5, z_bar_dot.sum(0), w6, seed_dot.sum(0, keepdim=True))
+        return self._to_h(z_bar_dot), out
+
+
+def _known(value: _T | None) -> _T:
+    """For the type checker: it has been set."""
+    assert value is not None
+    return value
