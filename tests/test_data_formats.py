@@ -6,16 +6,18 @@ import bz2
 import gzip
 import lzma
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import ase.io
+import h5py
 import numpy as np
 import pytest
 from ase.stress import voigt_6_to_full_3x3_stress
 from ase.units import kcal, mol
 
-from array_writers import WRITERS, write_dialect
+from array_writers import WRITERS, write_dialect, write_vaspout
 from dyntrain.data.diagnose import diagnose
 from dyntrain.data.formats.ipi import read_ipi
 from dyntrain.data.formats.outcar import read_outcar
@@ -25,7 +27,7 @@ from dyntrain.data.keys import KeyMap
 from dyntrain.data.readers import expand_paths, read_trajectory
 from dyntrain.data.store import write_store
 from dyntrain.errors import UserError
-from dyntrain.units import BOHR, FS, HARTREE
+from dyntrain.units import BOHR, FS, HARTREE, KB
 from format_writers import (
     write_cp2k,
     write_cpx,
@@ -43,6 +45,7 @@ DATA = Path(__file__).parent / "data"
 # format → (name of the reader, digits of positions Å, forces eV/Å and energies eV, velocities).
 EXPECTED: dict[str, tuple[str, float, float, float, str]] = {
     "vasprun": ("VASP vasprun.xml", 2e-7, 1e-8, 1e-8, "rebuilt"),
+    "vaspout": ("VASP vaspout.h5", 1e-12, 1e-12, 1e-12, "rebuilt"),
     "outcar": ("VASP OUTCAR", 1e-5, 1e-6, 1e-8, "rebuilt"),
     "ml_ab": ("VASP ML_AB", 1e-12, 1e-12, 1e-12, "rebuilt"),
     "cp2k": ("CP2K", 1e-10, 1e-8, 3e-8, "read"),
@@ -140,6 +143,29 @@ def test_a_real_ipi_run() -> None:
     assert expand_paths([DATA / "ipi_trap"]) == [DATA / "ipi_trap" / "trap.pos_0.xyz"]
 
 
+def test_cp2ks_stress_is_that_of_the_potential_alone(tmp_path: Path) -> None:
+    """A real run of four argon atoms, whose virial is summed up here pair by pair."""
+    run = read_trajectory(DATA / "cp2k_argon" / "argon-pos-1.xyz")
+    epsilon, sigma = 119.8 * KB, 3.405
+    assert run.stress is not None
+    for r, stress in zip(run.positions, run.stress, strict=True):
+        vectors = (r[:, None] - r)[np.triu_indices(4, k=1)]
+        six = (sigma / np.linalg.norm(vectors, axis=1)) ** 6
+        pull = 24 * epsilon * (2 * six**2 - six) / (vectors**2).sum(axis=1)
+        virial = np.einsum("p,pa,pb->ab", pull, vectors, vectors)
+        expected = -virial / np.linalg.det(run.cell)
+        np.testing.assert_allclose(voigt_6_to_full_3x3_stress(stress), expected, rtol=0, atol=2e-9)
+    folder = shutil.copytree(DATA / "cp2k_argon", tmp_path / "run")
+    (folder / "argon-vel-1.xyz").unlink()
+    assert "No stress: argon-1.stress needs" in " ".join(read_trajectory(folder / "argon-pos-1.xyz").notes)
+
+
+def test_a_dcd_of_cp2k_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    write_cp2k(tmp_path, RUN, "run").rename(tmp_path / "run-pos-1.dcd")
+    with pytest.raises(UserError, match=r"single precision, too coarse .* FORMAT XYZ"):
+        read_trajectory(tmp_path / "run-frc-1.xyz")
+
+
 # VASP
 
 
@@ -147,14 +173,19 @@ STRESS = np.random.default_rng(5).normal(scale=0.05, size=(RUN.positions.shape[0
 
 
 @pytest.mark.parametrize(
-    ("write", "digits"), [(write_vasprun, 1e-9), (write_outcar, 1e-8), (write_pwscf, 1e-6)], ids=str
+    ("write", "digits"),
+    [(write_vasprun, 1e-9), (write_outcar, 1e-8), (write_vaspout, 1e-12), (write_pwscf, 1e-6)],
+    ids=["vasprun", "outcar", "vaspout", "pwscf"],
 )
 def test_the_stress_has_ases_sign_order_and_unit(tmp_path: Path, write: Any, digits: float) -> None:
     """Codes print −σ in kbar or Ry/bohr³; all but the last test of the sign would pass with σ."""
     file = write(tmp_path, chosen(RUN, slice(None), stress=STRESS))
     found = read_trajectory(file)
     np.testing.assert_allclose(found.stress, STRESS, rtol=0, atol=digits)
-    if write is not write_pwscf:  # ASE's own reader agrees (that of pw.x needs more of the output)
+    if write in (
+        write_vasprun,
+        write_outcar,
+    ):  # ASE's own readers agree (that of pw.x needs more of the output)
         (first, *_) = ase.io.read(file, ":2")
         np.testing.assert_allclose(found.stress[0], first.get_stress(), rtol=0, atol=digits)
     assert read_trajectory(write(tmp_path, RUN)).stress is None
@@ -177,7 +208,7 @@ def test_the_stress_of_ase_files_and_of_a_key(tmp_path: Path) -> None:
 def test_the_stride_is_read_where_the_file_tells_it(tmp_path: Path) -> None:
     for name in ("outcar", "pwscf", "cp2k", "cpx", "ipi", "h5md"):
         assert read_trajectory(WRITERS[name](tmp_path, RUN)).stride == 1, name
-    for name in ("vasprun", "traj", "extxyz", "aims"):
+    for name in ("vasprun", "vaspout", "traj", "extxyz", "aims"):
         assert read_trajectory(WRITERS[name](tmp_path, RUN)).stride is None, name
     every_fifth = as_atoms(chosen(RUN, slice(None, None, 5), dt_fs=2.5))
     for k, atoms in enumerate(every_fifth):
@@ -192,6 +223,55 @@ def test_the_stride_is_read_where_the_file_tells_it(tmp_path: Path) -> None:
         file.write_text(re.sub(r"i =(\s+)(\d+)", lambda m: f"i ={m[1]}{m[2]}0", file.read_text()))
     (tmp_path / "strided-1.ener").unlink()
     assert read_trajectory(cp2k).stride == 10
+
+
+def test_vaspout_in_all_its_variants(tmp_path: Path) -> None:
+    file = write_vaspout(tmp_path, RUN, velocities=True)
+    found = read_trajectory(file)
+    assert found.velocities_origin == "read"
+    np.testing.assert_allclose(found.velocities, RUN.velocities, rtol=1e-12)
+    np.testing.assert_array_equal(found.forces, RUN.forces)
+    every_fifth = chosen(RUN, slice(None, None, 5))
+    strided = read_trajectory(write_vaspout(tmp_path, every_fifth, ML_OUTBLOCK=5))
+    assert (strided.stride, strided.dt_fs) == (5, 2.5)
+    restated = read_trajectory(write_vaspout(tmp_path, RUN, POMASS="12.011 1.008 15.999 1.009"))
+    assert restated.masses[3] == 1.009
+    with h5py.File(write_vaspout(tmp_path, RUN), "r+") as h5:
+        del h5["input/potcar/content"]
+        h5["results/positions/scale"][...] = 2.0
+        h5["intermediate/ion_dynamics/lattice_vectors"][...] /= 2.0
+    plain = read_trajectory(file)
+    assert "standard atomic masses (POTCARs have H 1.000 u)" in " ".join(plain.notes)
+    np.testing.assert_allclose(plain.positions, RUN.positions, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("gone", "expected"),
+    [
+        ("intermediate/ion_dynamics/forces", "has no intermediate/ion_dynamics/forces"),
+        ("intermediate/ion_dynamics/energies_tags", "no energy TOTEN"),
+        ("results/positions/ion_types", "does not tell the elements"),
+        ("intermediate", "is HDF5 but not a vaspout.h5"),
+    ],
+)
+def test_an_incomplete_vaspout_is_refused(tmp_path: Path, gone: str, expected: str) -> None:
+    file = write_vaspout(tmp_path, RUN)
+    with h5py.File(file, "r+") as h5:
+        del h5[gone]
+    with pytest.raises(UserError, match=expected):
+        read_trajectory(file)
+    with pytest.raises(UserError, match="IBRION = 2, so this is no molecular dynamics"):
+        read_trajectory(write_vaspout(tmp_path, RUN, IBRION=2))
+
+
+def test_of_a_run_that_vasp_wrote_three_times_one_is_read(tmp_path: Path) -> None:
+    for write, name in (
+        (write_outcar, "OUTCAR"),
+        (write_vasprun, "vasprun.xml"),
+        (write_vaspout, "vaspout.h5"),
+    ):
+        write(tmp_path, RUN)
+        assert [file.name for file in expand_paths([tmp_path])] == [name]
 
 
 def test_xdatcar_gives_its_digits_to_the_outcar(tmp_path: Path) -> None:
