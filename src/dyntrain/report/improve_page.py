@@ -152,7 +152,12 @@ def _curves(rounds: Sequence[ImprovedRound], quantity: str, x_label: str, *, mar
         common = {"x": curve["times_fs"], "legendgroup": each.name}
         edge = {"mode": "lines", "showlegend": False, "hoverinfo": "skip", "line": {"width": 0}}
         band = {"fill": "tonexty", "fillcolor": f"rgba{(*hex_to_rgb(colour), 0.15)}"}
-        traces.append(go.Scatter(y=curve["lower"], **common, **edge))
+        # Where more than a quarter have failed the band has no upper edge: it ends.
+        lower = [
+            low if high is not None else None
+            for low, high in zip(curve["lower"], curve["upper"], strict=True)
+        ]
+        traces.append(go.Scatter(y=lower, **common, **edge))
         traces.append(go.Scatter(y=curve["upper"], **band, **common, **edge))
         traces.append(
             go.Scatter(

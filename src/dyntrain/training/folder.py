@@ -27,6 +27,7 @@ _MAY_CHANGE = {
     "dt",
     "keys",
     "trust",
+    "improve",
 }
 """Keys that a resumed run may give differently: budget, data, dt and keys are compared by what comes out."""
 

@@ -1,0 +1,151 @@
+"""Where the model begins to be wrong: its free runs, and the places on them where the reference goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.constraints import FixAtoms
+
+from dyntrain.data.trajectory import Trajectory
+from dyntrain.errors import UserError
+from dyntrain.evaluate import FreeRuns, Progress, criterion_for, free_runs, pick_starts
+from dyntrain.evaluate.audit import to_atoms
+from dyntrain.evaluate.free import Motion, draw_starts
+from dyntrain.observables import FloatArray
+from dyntrain.potential import Potential
+from dyntrain.simulate import check_start
+from dyntrain.state import State
+
+BEFORE_FAILURE, AT_RANDOM = "before a failure", "at a random time"
+
+LEAD_FS = 30.0
+"""So long before a failure a segment begins: what leads there is still a sane structure."""
+
+_EARLIEST_FS = 10.0
+_EARLIEST_SHARE = 0.2
+"""Segments at random times begin after this share of the horizon: earlier the model is near known frames."""
+
+
+_MOST_RUNS = 32
+"""More segments than these begin at several places of the same runs."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place on a free run of the model where a segment begins; ``told`` says what failed, if it did."""
+
+    run: int
+    time_fs: float
+    why: str
+    told: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Exploration:
+    """Free runs of a model, and the sane structures on them that the reference continues from.
+
+    starts:  with momenta; ``info`` has run, time_fs, why and told
+    dropped: why a place gave none, one sentence each
+    """
+
+    free: FreeRuns
+    starts: list[Atoms]
+    dropped: list[str]
+
+
+def explore(
+    potential: Potential,
+    runs: Sequence[Trajectory],
+    *,
+    n_segments: int,
+    horizon_fs: float,
+    temperature: float | None,
+    seed: int,
+    progress: Progress | None = None,
+) -> Exploration:
+    """Let the model run free from recorded frames and choose where the reference is asked.
+
+    Up to half of the places lie ``LEAD_FS`` before failures, as far as there are any; the others at random
+    times between a fifth of the horizon and its end (or the failure). Measured on ethanol, the former make
+    long runs last and the latter make forces right: both are needed (METHOD: idea 4).
+
+    Args:
+        runs: whose frames the free runs start from; one time step.
+        temperature: K of newly drawn velocities; None: the recorded ones.
+
+    Raises:
+        UserError: the model fails at once from everywhere.
+    """
+    free = free_runs(
+        potential,
+        free_starts(runs, min(n_segments, _MOST_RUNS), temperature, seed),
+        runs[0].dt,
+        horizon_fs,
+        criterion=criterion_for(runs),
+        temperature_K=temperature,
+        progress=progress,
+    )
+    places = choose_places(free, n_segments, np.random.default_rng([seed, 2]))
+    if not places or free.motion is None:
+        raise UserError(
+            f"the model breaks within {LEAD_FS + _EARLIEST_FS:g} fs from every start, so there is nothing to "
+            "continue from: train it longer first, or lower improve.temperature"
+        )
+    found, dropped = [], []
+    for place in places:
+        time_fs, state = place_state(free.motion, place)
+        try:
+            check_start(state, f"run {place.run} at {time_fs:g} fs, {place.why}")
+        except UserError as error:
+            dropped.append(str(error))
+            continue
+        atoms = to_atoms(state)
+        if state.fixed is not None:
+            atoms.set_constraint(FixAtoms(mask=state.fixed.numpy()))
+        atoms.info = {"run": place.run, "time_fs": time_fs, "why": place.why, "told": place.told}
+        found.append(atoms)
+    return Exploration(free, found, dropped)
+
+
+def free_starts(runs: Sequence[Trajectory], n_runs: int, temperature: float | None, seed: int) -> State:
+    """Recorded frames spread over all runs; with a temperature (K), new velocities for each."""
+    starts = pick_starts(runs, n_runs, seed)
+    return starts if temperature is None else draw_starts(starts, temperature, seed * 1009)
+
+
+def whole_until(free: FreeRuns) -> FloatArray:
+    """``LEAD_FS`` before its failure for each run that failed, the end for the others, [n_runs] fs."""
+    return np.where(free.failed, np.maximum(free.failure_fs - LEAD_FS, 0.0), free.run_length_fs)
+
+
+def choose_places(free: FreeRuns, n_wanted: int, random: np.random.Generator) -> list[Place]:
+    """Half before failures, one a run; the rest at random times while runs are whole, spread over them."""
+    last = whole_until(free)
+    lasting = np.flatnonzero(last >= _EARLIEST_FS)
+    failing = lasting[free.failed[lasting]]
+    before = sorted(random.permutation(failing)[: n_wanted // 2].tolist())
+    places = [Place(run, float(last[run]), BEFORE_FAILURE, free.reasons[run]) for run in before]
+    early = _EARLIEST_SHARE * free.run_length_fs
+    # The runs that last beyond `early`; where there are none, those that last longest.
+    enough = [run for run in lasting.tolist() if last[run] > early] or lasting.tolist()
+    drawn: list[Place] = []
+    while enough and len(places) + len(drawn) < n_wanted:
+        for run in random.permutation(enough)[: n_wanted - len(places) - len(drawn)].tolist():
+            drawn.append(Place(run, float(random.uniform(min(early, last[run]), last[run])), AT_RANDOM))
+    return places + sorted(drawn, key=lambda place: (place.run, place.time_fs))
+
+
+def place_state(motion: Motion, place: Place) -> tuple[float, State]:
+    """The structure of a free run that was kept last before (or at) a time, and when that was."""
+    kept = max(0, int(np.searchsorted(motion.times_fs, place.time_fs + 1e-9)) - 1)
+    atoms = motion.starts.atoms_of(torch.tensor([place.run]))
+    positions, velocities = (
+        torch.from_numpy(array[kept].astype(np.float64))[atoms]
+        for array in (motion.positions, motion.velocities)
+    )
+    state = motion.starts.select([place.run]).replace(positions=positions, velocities=velocities)
+    return float(motion.times_fs[kept]), state
