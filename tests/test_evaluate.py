@@ -259,6 +259,7 @@ def test_evaluate_says_when_the_runs_are_too_short(files: dict[str, Path]) -> No
         (["x/a.pt", "x/b.pt"], ["a", "b"]),
         (["run/one_step/model.pt", "run/dynamic/model.pt"], ["one_step", "dynamic"]),
         (["x/a.pt", "x/a.pt"], ["x/a.pt (1)", "x/a.pt (2)"]),
+        (["chgnet-0.3.0", "tuned/model.pt"], ["chgnet-0.3.0", "model"]),
     ],
 )
 def test_models_get_names_that_differ(paths: list[str], names: list[str]) -> None:

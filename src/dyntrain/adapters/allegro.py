@@ -33,6 +33,7 @@ class AllegroModel(NequIPFramework):
     """
 
     family: ClassVar[str] = "allegro"
+    may_be_zero = frozenset({"l_max"})
     builders: ClassVar = {"AllegroModel": build_allegro, "FullAllegroModel": build_full_allegro}
     settings: ClassVar = ("num_layers", "l_max", "num_scalar_features", "num_tensor_features")
 

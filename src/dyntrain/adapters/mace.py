@@ -80,6 +80,7 @@ class MACEModel(AdapterModel):
     """
 
     family: ClassVar[str] = "mace"
+    may_be_zero = frozenset({"max_L"})
     module: Any
     columns: Tensor
 

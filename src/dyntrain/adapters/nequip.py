@@ -283,6 +283,7 @@ class NequIPModel(NequIPFramework):
     """
 
     family: ClassVar[str] = "nequip"
+    may_be_zero = frozenset({"l_max"})
     builders: ClassVar = {"NequIPGNNModel": NequIPGNNModel, "FullNequIPGNNModel": FullNequIPGNNModel}
     settings: ClassVar = ("num_layers", "l_max", "num_features")
 

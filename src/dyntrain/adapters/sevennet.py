@@ -79,6 +79,7 @@ class SevenNetModel(AdapterModel):
     """
 
     family: ClassVar[str] = "sevennet"
+    may_be_zero = frozenset({"lmax"})
     native_precisions = ("float32",)
     module: AtomGraphSequential
     _columns: Tensor

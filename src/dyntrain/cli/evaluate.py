@@ -203,7 +203,9 @@ def _show_and_write(
 
 def model_names(models: Sequence[Path]) -> list[str]:
     """Short names that tell the models apart: of their files, else of their folders, else the whole paths."""
-    for names in ([path.stem for path in models], [path.absolute().parent.name for path in models]):
+    # The names of shipped models end in a version, not in a file's ending: chgnet-0.3.0.
+    stems = [path.name if path.suffix[1:].isdigit() else path.stem for path in models]
+    for names in (stems, [path.absolute().parent.name for path in models]):
         if len(set(names)) == len(names):
             return names
     return [f"{path} ({number})" for number, path in enumerate(models, 1)]

@@ -53,7 +53,9 @@ def build_model(name: str, **settings: Any) -> FamilyModel:
             raise UserError(f"the network {name} has no setting `{key}`: {hint}")
         default = type(known[key].default)
         fitting = (int,) if default is int else (int, float)
-        if default in (int, float) and not (type(value) in fitting and 0 < value < math.inf):
+        if default in (int, float) and not (
+            type(value) in fitting and (0 < value < math.inf or (value == 0 and key in kind.may_be_zero))
+        ):
             what = "whole number" if default is int else "number"
             raise UserError(f"the network {name} needs a {what} above 0 as `{key}`, got {value!r}")
     return kind(**settings)
