@@ -11,9 +11,11 @@ import numpy as np
 from ase.units import kcal, kJ, mol
 
 from dyntrain.data.raw import RawRun
-from dyntrain.units import FS
+from dyntrain.units import FS, KBAR
 from format_writers import (
+    pressure,
     symbols,
+    wrapped_fractions,
     write_aims,
     write_cp2k,
     write_cpx,
@@ -63,6 +65,35 @@ def write_deepmd(folder: Path, run: RawRun, *, velocities: bool = False, n_sets:
             assert run.velocities is not None
             np.save(part / "velocity.npy", run.velocities[frames].reshape(len(frames), -1))
     return system
+
+
+def write_vaspout(folder: Path, run: RawRun, *, velocities: bool = False, **incar: Any) -> Path:
+    """vaspout.h5 of VASP 6: fractional positions in full precision, one type an atom; tags by name."""
+    labels, n_frames = symbols(run), len(run.positions)
+    file = folder / "vaspout.h5"
+    energies = np.stack([run.energies, np.full(n_frames, 0.3), np.full(n_frames, 500.0)], axis=1)
+    tags = np.array(
+        ["ion-electron   TOTEN    ", "kinetic energy EKIN   ", "temperature    TEIN    "], dtype="S"
+    )
+    with h5py.File(file, "w") as h5:
+        for tag, value in {"IBRION": 0, "POTIM": run.dt_fs, **incar}.items():
+            h5[f"input/incar/{tag}"] = value
+        potcar = "".join(f"   POMASS ={m:9.3f}; ZVAL   =    4.000    mass and valenz\n" for m in run.masses)
+        h5["input/potcar/content"] = potcar
+        h5["results/positions/ion_types"] = np.array([f"{s:2s}" for s in labels], dtype="S")
+        h5["results/positions/number_ion_types"] = np.ones(len(labels), dtype=np.int32)
+        h5["results/positions/scale"] = 1.0
+        steps = h5.create_group("intermediate/ion_dynamics")
+        steps["position_ions"] = wrapped_fractions(run)
+        steps["lattice_vectors"] = np.broadcast_to(run.cell, (n_frames, 3, 3))
+        steps["forces"] = run.forces
+        steps["energies"], steps["energies_tags"] = energies, tags
+        if velocities:
+            assert run.velocities is not None
+            steps["ion_velocities"] = run.velocities * FS
+        if run.stress is not None:
+            steps["stress"] = np.stack([pressure(run, k) / KBAR for k in range(n_frames)])
+    return file
 
 
 def write_h5md(folder: Path, run: RawRun) -> Path:
@@ -143,6 +174,7 @@ def write_dialect(folder: Path, run: RawRun, owner: str, *, momenta: bool = True
 
 
 WRITERS: dict[str, Callable[[Path, RawRun], Path]] = {
+    "vaspout": write_vaspout,
     "vasprun": write_vasprun,
     "outcar": write_outcar,
     "ml_ab": write_ml_ab,

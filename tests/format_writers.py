@@ -78,8 +78,28 @@ def write_vasprun(folder: Path, run: RawRun, *, selective: list[str] | None = No
     return file
 
 
-def write_outcar(folder: Path, run: RawRun, *, incar_masses: list[float] | None = None) -> Path:
-    """OUTCAR: five decimals for positions, six for forces; one type an atom."""
+def _outcar_forces(run: RawRun, frame: int) -> list[str]:
+    """The stress (where there is one), cell, positions and forces of a step."""
+    text = []
+    if run.stress is not None:
+        (xx, xy, zx), (_, yy, yz), (_, _, zz) = pressure(run, frame) / KBAR
+        columns = "".join(f"{x:12.5f}" for x in (xx, yy, zz, xy, yz, zx))
+        text += [f"  Total  {columns}\n  in kB  {columns}\n", f"  Total+kin. {columns.replace('1', '9')}\n"]
+    text += ["      direct lattice vectors                 reciprocal lattice vectors\n"]
+    text += ["".join(f"{x:13.9f}" for x in (*row, 0.05, 0, 0)) + "\n" for row in run.cell]
+    text += [
+        " POSITION                                       TOTAL-FORCE (eV/Angst)\n",
+        " " + "-" * 83 + "\n",
+    ]
+    for x, y in zip(run.positions[frame], run.forces[frame], strict=True):
+        text += ["".join(f"{v:13.5f}" for v in x) + "   " + "".join(f"{v:14.6f}" for v in y) + "\n"]
+    return [*text, " " + "-" * 83 + "\n    total drift:  0.0 0.0 0.0\n"]
+
+
+def write_outcar(
+    folder: Path, run: RawRun, *, incar_masses: list[float] | None = None, nblock: int = 1
+) -> Path:
+    """OUTCAR: five decimals for positions, six for forces (of every nblock-th step); one type an atom."""
     labels = symbols(run)
     text = [" vasp.6.4.2 20Jul23 complex\n\n", *(f" POTCAR:    PAW_PBE {s} 08Apr2002\n" for s in labels * 2)]
     for label, mass in zip(labels, run.masses, strict=True):
@@ -93,25 +113,11 @@ def write_outcar(folder: Path, run: RawRun, *, incar_masses: list[float] | None 
     ]
     used = "".join(f"{mass:6.2f}" for mass in (incar_masses or run.masses))
     text += [f"  Mass of Ions in am\n   POMASS = {used}\n"]
-    for k, (r, f, energy) in enumerate(zip(run.positions, run.forces, run.energies, strict=True)):
+    for k, energy in enumerate(run.energies):
         text += [f"{'-' * 41} Iteration {k + 1:4d}(   1)  {'-' * 39}\n"]
         text += [f"  free energy    TOTEN  = {energy + 1:18.8f} eV\n"]
-        if run.stress is not None:
-            (xx, xy, zx), (_, yy, yz), (_, _, zz) = pressure(run, k) / KBAR
-            columns = "".join(f"{x:12.5f}" for x in (xx, yy, zz, xy, yz, zx))
-            text += [
-                f"  Total  {columns}\n  in kB  {columns}\n",
-                f"  Total+kin. {columns.replace('1', '9')}\n",
-            ]
-        text += ["      direct lattice vectors                 reciprocal lattice vectors\n"]
-        text += ["".join(f"{x:13.9f}" for x in (*row, 0.05, 0, 0)) + "\n" for row in run.cell]
-        text += [
-            " POSITION                                       TOTAL-FORCE (eV/Angst)\n",
-            " " + "-" * 83 + "\n",
-        ]
-        for x, y in zip(r, f, strict=True):
-            text += ["".join(f"{v:13.5f}" for v in x) + "   " + "".join(f"{v:14.6f}" for v in y) + "\n"]
-        text += [" " + "-" * 83 + "\n    total drift:  0.0 0.0 0.0\n"]
+        if (k + 1) % nblock == 0:
+            text += _outcar_forces(run, k)
         text += ["  FREE ENERGIE OF THE ION-ELECTRON SYSTEM (eV)\n  " + "-" * 51 + "\n"]
         text += [f"  free  energy   TOTEN  = {energy:18.8f} eV\n\n"]
         text += [f"  energy  without entropy= {energy:17.8f}  energy(sigma->0) = {energy:17.8f}\n"]

@@ -16,6 +16,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,9 +29,10 @@ from dyntrain.data.store import write_store
 from dyntrain.data.trajectory import Trajectory
 from dyntrain.errors import UserError
 from format_writers import write_cp2k, write_xdatcar
-from made_runs import morse_run, morse_trajectory
+from made_runs import morse_run, morse_stress, morse_trajectory
 
 RUN = morse_run(40, dt_fs=0.5)
+RUN.stress = morse_stress(RUN)
 # These files state no dt, so that the user must.
 WITHOUT_TIME = ("ml_ab", "md17", "deepmd")
 _TEXT = re.compile(rb"-?\d+\.\d+(?:[eE][-+]?\d+)?")
@@ -38,7 +40,7 @@ _ODD = [b"nan", b"inf", b"-inf", b"1e300", b"-1e30", b"9" * 40, b"0.0", b"abc", 
 
 
 def _store(folder: Path, run: RawRun) -> Path:
-    write_store([morse_trajectory(40, dt_fs=0.5)], folder / "store.h5")
+    write_store([morse_trajectory(40, dt_fs=0.5).replace(stress=run.stress)], folder / "store.h5")
     return folder / "store.h5"
 
 
@@ -47,19 +49,18 @@ def _xdatcar(folder: Path, run: RawRun) -> Path:
     return write_xdatcar(folder, run)
 
 
-def _cp2k_log(folder: Path, run: RawRun) -> Path:
-    """The real CP2K run, its log among the files."""
-    del run
-    for file in (Path(__file__).parent / "data" / "cp2k_water").iterdir():
-        shutil.copy(file, folder / file.name)
-    return folder / "water-pos-1.xyz"
+def _cp2k_real(folder: Path, name: str) -> Path:
+    """A real CP2K run: of water, with its log, or of argon, with its stress."""
+    shutil.copytree(Path(__file__).parent / "data" / f"cp2k_{name}", folder, dirs_exist_ok=True)
+    return folder / f"{name}-pos-1.xyz"
 
 
 FORMATS: dict[str, Callable[[Path, RawRun], Path]] = {
     **WRITERS,
     "xdatcar": _xdatcar,
     "store": _store,
-    "cp2k_real": _cp2k_log,
+    "cp2k_real": lambda folder, _: _cp2k_real(folder, "water"),
+    "cp2k_stress": lambda folder, _: _cp2k_real(folder, "argon"),
     "cp2k_comments": lambda folder, run: write_cp2k(folder, run, ener=False),
 }
 
@@ -126,17 +127,19 @@ _COMPARED = (
     "pbc",
     "atomic_numbers",
     "breaks",
+    "stress",
 )
 
 
 def differences(found: Trajectory, clean: Trajectory) -> list[str]:
     """What of a run that training uses differs by more than 1e-6."""
-    return [
-        name
-        for name in _COMPARED
-        if np.shape(getattr(found, name)) != np.shape(getattr(clean, name))
-        or not np.allclose(getattr(found, name), getattr(clean, name), rtol=1e-6, atol=1e-6)
-    ]
+    return [name for name in _COMPARED if not _same(getattr(found, name), getattr(clean, name))]
+
+
+def _same(x: Any, y: Any) -> bool:
+    if x is None or y is None:
+        return x is y
+    return np.shape(x) == np.shape(y) and np.allclose(x, y, rtol=1e-6, atol=1e-6)
 
 
 def is_part(found: Trajectory, clean: Trajectory) -> bool:

@@ -90,6 +90,13 @@ def morse_trajectory(n_frames: int = 60, **arguments: Any) -> Trajectory:
     )
 
 
+def morse_stress(run: RawRun) -> np.ndarray:
+    """The stress of the potential, −Σ r F / V, [n_frames, 6] eV/Å³."""
+    virial = np.einsum("kia,kib->kab", run.positions - run.positions.mean(axis=1, keepdims=True), run.forces)
+    tensor = -virial / np.linalg.det(run.cell)
+    return np.asarray(tensor[:, [0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]])
+
+
 def as_atoms(run: RawRun, *, momenta: bool = True, time_stamps: bool = True) -> list[Atoms]:
     """The frames as ASE writes them to files."""
     frames = []
@@ -100,7 +107,8 @@ def as_atoms(run: RawRun, *, momenta: bool = True, time_stamps: bool = True) -> 
             atoms.set_velocities(run.velocities[k])
         if time_stamps and run.dt_fs is not None:
             atoms.info["time_fs"] = k * run.dt_fs
-        atoms.calc = SinglePointCalculator(atoms, energy=run.energies[k], forces=run.forces[k])
+        stress = {} if run.stress is None else {"stress": run.stress[k]}
+        atoms.calc = SinglePointCalculator(atoms, energy=run.energies[k], forces=run.forces[k], **stress)
         frames.append(atoms)
     return frames
 

@@ -148,6 +148,38 @@ def test_strong_friction_is_no_reason_to_refuse(friction_per_fs: float) -> None:
     assert report.fastest_period_fs > 10
 
 
+@pytest.mark.parametrize("friction_per_fs", [1.0, 1.5, 2.0])
+def test_noise_that_hides_the_forces_is_told_of(friction_per_fs: float) -> None:
+    run = ase_run("langevin", friction_per_fs=friction_per_fs)
+    report = diagnose(to_trajectory(run))
+    assert (report.ensemble, report.usable, report.breaks) == ("langevin", True, ())
+    assert [(f.code, f.severity) for f in report.findings] == [
+        ("thermostat", "info"),
+        ("strong_friction", "warning"),
+    ]
+    motion = measure(to_trajectory(run), find_held(to_trajectory(run)))
+    assert motion is not None
+    assert motion.bath.friction == pytest.approx(0.5 * friction_per_fs, rel=0.2)
+    assert motion.bath.force_error < 0.12
+
+
+@pytest.mark.parametrize("friction_per_fs", [0.1, 1.0, 2.0])
+def test_noise_excuses_no_forces_of_other_frames(friction_per_fs: float) -> None:
+    run = ase_run("langevin", friction_per_fs=friction_per_fs)
+    order = np.random.default_rng(0).permutation(len(run.forces))
+    for forces in (run.forces[order], 0.1 * run.forces):
+        report = diagnose(to_trajectory(chosen(run, slice(None), forces=forces)))
+        (refusal,) = (f for f in report.findings if f.code == "forces_do_not_explain_motion")
+        assert not report.usable
+        assert "other frames or of another unit" in refusal.message
+
+
+def test_a_random_walk_is_no_langevin_run() -> None:
+    steps = np.random.default_rng(0).normal(scale=0.02, size=RUN.positions.shape)
+    walk = chosen(RUN, slice(None), positions=RUN.positions[0] + steps.cumsum(0), velocities=None)
+    assert not diagnose(to_trajectory(walk)).usable
+
+
 def test_collisions_at_many_steps_are_neither_breaks_nor_nve() -> None:
     report = diagnose(to_trajectory(ase_run("andersen")))
     assert (report.breaks, report.usable) == ((), True)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase.build import molecule
+from ase.constraints import FixAtoms
 
 import made_runs
 from dyntrain.data.compare import find_other_zeros
@@ -15,10 +16,11 @@ from dyntrain.data.masses import masses_advice
 from dyntrain.data.raw import RawRun, to_trajectory
 from dyntrain.data.readers import read_trajectories
 from dyntrain.data.run_report import Finding, RunReport
+from dyntrain.data.thermostat import noise_between_frames
 from dyntrain.data.trajectory import Trajectory
 from dyntrain.errors import UserError
 from dyntrain.units import BOHR, FS, HARTREE
-from made_runs import ase_run, chosen, morse_run, morse_trajectory
+from made_runs import ase_run, chosen, constrained_run, morse_run, morse_stress, morse_trajectory
 
 RUN = morse_run(200)
 
@@ -319,6 +321,45 @@ def test_strided_thermostatted_runs(shared_data: Path, name: str) -> None:
             sentence = found["frames_too_far_apart"].message
             assert "by its forces" in sentence
             assert "without velocities" in sentence
+
+
+@pytest.mark.parametrize("thermostat", ["nve", "nose-hoover", "berendsen", "csvr", "langevin", "andersen"])
+def test_noise_between_frames_far_apart_turns_the_momenta(thermostat: str) -> None:
+    raw = chosen(ase_run(thermostat, n_frames=800), slice(None, None, 16), dt_fs=8.0)
+    report = diagnose(to_trajectory(raw))
+    noisy = thermostat in ("langevin", "andersen")
+    assert noise_between_frames(to_trajectory(raw)) == noisy
+    assert report.usable != noisy
+    if noisy:
+        (refusal,) = (f for f in report.findings if f.code == "forces_do_not_explain_motion")
+        assert "noise on the atoms one by one (Langevin, Andersen) acts between frames" in refusal.message
+        assert "or run NVE" in refusal.message
+
+
+def test_a_held_centre_of_mass_does_not_hide_the_noise_on_a_molecule() -> None:
+    raw = chosen(ase_run("langevin", n_frames=800), slice(None, None, 16), dt_fs=8.0)
+    run = to_trajectory(raw)
+    drift = (run.masses[:, None] * run.velocities).sum(axis=1, keepdims=True) / run.masses.sum()
+    assert noise_between_frames(run.replace(velocities=run.velocities - drift))
+    tied = constrained_run(FixAtoms([0, 4]), n_frames=400)
+    assert not noise_between_frames(to_trajectory(chosen(tied, slice(None, None, 8), dt_fs=4.0)))
+    # Net forces, as of atoms on a surface, leave it open.
+    pushed = run.replace(forces=run.forces + np.random.default_rng(0).normal(size=run.forces.shape))
+    assert not noise_between_frames(pushed)
+
+
+def test_a_stress_that_jumps_is_told() -> None:
+    stress = morse_stress(RUN)
+    run = to_trajectory(changed(stress=stress))
+    assert diagnose(run).findings == ()
+    for frame in (0, 90, 199):
+        spoilt = stress.copy()
+        spoilt[frame, 3] += 0.1 * np.ptp(stress)
+        (found,) = diagnose(run.replace(stress=spoilt)).findings
+        assert found.code == "stress_jumps"
+        assert abs(found.frames[0] - frame) <= 2
+    broken = run.replace(breaks=(100,), stress=np.concatenate([stress[:100], stress[150:], stress[:50]]))
+    assert "stress_jumps" not in {f.code for f in diagnose(broken.replace(breaks=(100, 150))).findings}
 
 
 # Several runs

@@ -264,6 +264,23 @@ def test_an_incomplete_vaspout_is_refused(tmp_path: Path, gone: str, expected: s
         read_trajectory(write_vaspout(tmp_path, RUN, IBRION=2))
 
 
+def test_nblock_thins_the_forces_of_an_outcar_and_the_positions_of_a_vaspout(tmp_path: Path) -> None:
+    run = morse_run(60, dt_fs=0.5)
+    found = read_trajectory(write_outcar(tmp_path, run, nblock=5))
+    assert (found.n_frames, found.stride, found.breaks) == (12, 5, ())
+    assert found.dt_fs == pytest.approx(2.5)
+    np.testing.assert_allclose(found.energies, run.energies[4::5], atol=1e-7)
+    assert not any("incomplete" in note for note in found.notes)
+    file = write_vaspout(tmp_path, run)
+    with h5py.File(file, "r+") as h5:
+        steps = h5["intermediate/ion_dynamics"]
+        thinned = steps["position_ions"][4::5]
+        del steps["position_ions"]
+        steps["position_ions"] = thinned
+    with pytest.raises(UserError, match=r"positions of 12 steps but forces of 60: with NBLOCK > 1"):
+        read_trajectory(file)
+
+
 def test_of_a_run_that_vasp_wrote_three_times_one_is_read(tmp_path: Path) -> None:
     for write, name in (
         (write_outcar, "OUTCAR"),

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 from ase.data import chemical_symbols
+from ase.formula import Formula
 from ase.stress import full_3x3_to_voigt_6_stress
 
+from dyntrain.data.ase_frames import Frame, is_traj, of_atoms, traj_frames
 from dyntrain.data.ase_keys import LabelKeys, values_of
-from dyntrain.data.formats.frames import CUT_OFF
+from dyntrain.data.formats.frames import CUT_OFF, every_stress
 from dyntrain.data.formats.text import plain_name, unpacked
 from dyntrain.data.keys import AUTOMATIC, KeyMap
 from dyntrain.data.raw import RawRun
@@ -41,8 +43,8 @@ def read_ase(file: Path, keys: KeyMap = AUTOMATIC) -> RawRun:
     frames = _Frames(str(file), keys)
     with warnings.catch_warnings(record=True) as caught, unpacked(file) as plain:
         warnings.simplefilter("always")
-        for atoms in _iterate(plain, file):
-            frames.add(atoms)
+        for frame in _iterate(plain, file):
+            frames.add(frame)
         if plain_name(file).endswith(_LINES) and not _ends_with_a_line(plain):
             frames.drop_last()
     run = frames.finish()
@@ -66,16 +68,23 @@ def _rows(file: Path) -> Iterator[Any]:
         yield atoms
 
 
-def _iterate(plain: Path, file: Path) -> Iterator[Any]:
-    """Frames of the (unpacked) file; errors name the file as the user knows it."""
+def _frames_of(plain: Path) -> Iterator[Frame]:
+    """Frames of a .traj, a database or whatever else ASE reads."""
     from ase.io import iread
 
+    if is_traj(plain):
+        return traj_frames(plain)
+    # A `do_not_split_by_at_sign` keeps ASE from reading part of a file name as an index.
+    atoms = _rows(plain) if plain.suffix == ".db" else iread(plain, ":", do_not_split_by_at_sign=True)
+    return map(of_atoms, atoms)
+
+
+def _iterate(plain: Path, file: Path) -> Iterator[Frame]:
+    """Frames of the (unpacked) file; errors name the file as the user knows it."""
     n_read = 0
     try:
-        # A `do_not_split_by_at_sign` keeps ASE from reading part of a file name as an index.
-        read = _rows(plain) if plain.suffix == ".db" else iread(plain, ":", do_not_split_by_at_sign=True)
-        for atoms in read:
-            yield atoms
+        for frame in _frames_of(plain):
+            yield frame
             n_read += 1
     except UserError:
         raise
@@ -88,12 +97,12 @@ def _iterate(plain: Path, file: Path) -> Iterator[Any]:
         ) from error
 
 
-def _formula(atoms: Any) -> str:
-    known = ((atoms.numbers >= 0) & (atoms.numbers < len(chemical_symbols))).all()
+def _formula(numbers: np.ndarray) -> str:
+    known = ((numbers >= 0) & (numbers < len(chemical_symbols))).all()
     return (
-        str(atoms.get_chemical_formula())
+        Formula.from_list([chemical_symbols[z] for z in numbers]).format("hill")
         if known
-        else f"atomic numbers {sorted(set(atoms.numbers.tolist()))}"
+        else f"atomic numbers {sorted(set(numbers.tolist()))}"
     )
 
 
@@ -114,19 +123,19 @@ class _Frames:
         self.stress: list[FloatArray | None] = []
         self.steps: list[Any] = []
         self.free_energy_frames = 0
-        self.first: Any = None
+        self.first: Frame | None = None
         self.masses: FloatArray | None = None
 
-    def add(self, atoms: Any) -> None:
+    def add(self, atoms: Frame) -> None:
         frame = len(self.positions)
         if self.first is None or self.labels is None:
             self.first = atoms
             self.labels = LabelKeys(atoms, self.keys, self.file)
-        self._check_same_atoms(atoms, frame)
+        self._check_same_atoms(atoms, self.first, frame)
         self.energies.append(self._energy(atoms, frame))
         self.forces.append(self._forces(atoms, frame))
-        self.positions.append(atoms.get_positions())
-        self.cells.append(atoms.cell.array.copy())
+        self.positions.append(self._floats(atoms.positions, "positions", (len(atoms.numbers), 3), frame))
+        self.cells.append(self._floats(atoms.cell, "cell", (3, 3), frame))
         self.velocities.append(self._velocities(atoms, frame))
         self.stress.append(self._stress(atoms, frame))
         self.steps.append(next((atoms.info[k] for k in _STEP_KEYS if k in atoms.info), None))
@@ -148,18 +157,19 @@ class _Frames:
             del column[-1:]
         self.notes.append(CUT_OFF)
 
-    def _check_same_atoms(self, atoms: Any, frame: int) -> None:
-        first = self.first
-        if len(atoms) != len(first) or (atoms.numbers != first.numbers).any():
+    def _check_same_atoms(self, atoms: Frame, first: Frame, frame: int) -> None:
+        if atoms is not first and all(x is y for x, y in zip(atoms[:3], first[:3], strict=True)):
+            return  # a .traj says it once
+        if len(atoms.numbers) != len(first.numbers) or (atoms.numbers != first.numbers).any():
             raise UserError(
-                f"{self.file}, frame {frame}: the atoms change ({_formula(first)} in frame 0, here "
-                f"{_formula(atoms)} or another order); a file must hold one run of the same atoms."
+                f"{self.file}, frame {frame}: the atoms change ({_formula(first.numbers)} in frame 0, here "
+                f"{_formula(atoms.numbers)} or another order); a file must hold one run of the same atoms."
             )
         if (atoms.pbc != first.pbc).any():
             raise UserError(
                 f"{self.file}, frame {frame}: pbc changes from {first.pbc.tolist()} to {atoms.pbc.tolist()}."
             )
-        masses = self._floats(atoms.get_masses(), "masses", (len(atoms),), frame)
+        masses = self._floats(atoms.masses, "masses", atoms.numbers.shape, frame)
         if not (masses > 0).all():
             raise UserError(
                 f"{self.file}, frame {frame}: every mass must be positive, got {masses.min():g} u."
@@ -169,7 +179,7 @@ class _Frames:
         if not np.allclose(masses, self.masses, rtol=1e-6):
             raise UserError(f"{self.file}, frame {frame}: the masses differ from those of frame 0.")
 
-    def _energy(self, atoms: Any, frame: int) -> float:
+    def _energy(self, atoms: Frame, frame: int) -> float:
         held = values_of("energy", atoms)
         key = self.labels.energy if self.labels else None
         energy = held.get(key) if key is not None else None
@@ -183,36 +193,37 @@ class _Frames:
         except (TypeError, ValueError) as error:
             raise UserError(f"{self.file}, frame {frame}: the energy is no number: {energy!r}.") from error
 
-    def _forces(self, atoms: Any, frame: int) -> FloatArray:
+    def _forces(self, atoms: Frame, frame: int) -> FloatArray:
         key = self.labels.forces if self.labels else None
         forces = values_of("forces", atoms).get(key) if key is not None else None
         if forces is None:
             raise UserError(self._missing("forces", key, atoms.arrays, frame))
-        return self._floats(forces, "forces", (len(atoms), 3), frame) * (self.keys.factor("forces") or 1.0)
+        return self._floats(forces, "forces", (len(atoms.numbers), 3), frame) * (
+            self.keys.factor("forces") or 1.0
+        )
 
-    def _stress(self, atoms: Any, frame: int) -> FloatArray | None:
+    def _stress(self, atoms: Frame, frame: int) -> FloatArray | None:
         """ASE's own or what stands under the user's key, six numbers or the whole tensor: [6] eV/Å³."""
-        results = {} if atoms.calc is None else atoms.calc.results
         if self.keys.stress is None:
-            stress = results.get("stress")
-        elif (stress := {**atoms.info, **results}.get(self.keys.stress)) is None:
+            stress = atoms.results.get("stress")
+        elif (stress := {**atoms.info, **atoms.results}.get(self.keys.stress)) is None:
             raise UserError(self._missing("stress", self.keys.stress, atoms.info, frame))
         if stress is None or np.size(stress) == 6:
             return None if stress is None else self._floats(stress, "stress", (6,), frame)
         tensor = self._floats(np.ravel(stress), "stress", (9,), frame).reshape(3, 3)
         return np.asarray(full_3x3_to_voigt_6_stress(tensor))
 
-    def _velocities(self, atoms: Any, frame: int) -> FloatArray | None:
+    def _velocities(self, atoms: Frame, frame: int) -> FloatArray | None:
         """Velocities in Å/ASE time: momenta over masses, or a column of velocities."""
         key = self.labels.velocities if self.labels else None
         if key is None or (key not in atoms.arrays and self.keys.velocities is None):
             return None
         if key not in atoms.arrays:
             raise UserError(self._missing("velocities", key, atoms.arrays, frame))
-        shape = (len(atoms), 3)
+        shape = (len(atoms.numbers), 3)
         values = self._floats(atoms.arrays[key], key, shape, frame)
         if key == "momenta":
-            values = values / self._floats(atoms.get_masses(), "masses", shape[:1], frame)[:, None]
+            values = values / atoms.masses[:, None]
         return values * (self.keys.factor("velocities") or 1.0)
 
     def _floats(self, values: Any, name: str, shape: tuple[int, ...], frame: int) -> FloatArray:
@@ -246,6 +257,7 @@ class _Frames:
         length = self.keys.factor("positions") or 1.0
         cells = np.stack(self.cells) * length
         dt_fs, breaks, time_notes = settle_time_stamps(self.times, self.file)
+        stress = every_stress(self.stress, notes)
         return RawRun(
             file=self.file,
             reader="ase",
@@ -261,7 +273,7 @@ class _Frames:
             breaks=breaks,
             notes=notes + time_notes,
             stride=self._stride(),
-            stress=None if any(s is None for s in self.stress) else np.array(self.stress),
+            stress=np.stack(stress) if stress else None,
         )
 
     def _stride(self) -> int | None:

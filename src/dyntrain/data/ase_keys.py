@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dyntrain.data.ase_frames import Frame
 from dyntrain.data.keys import KeyMap, candidates
 from dyntrain.errors import UserError
 
@@ -17,25 +18,25 @@ class LabelKeys:
     """The keys that hold the labels of a file, chosen by the user or else by name.
 
     Args:
-        atoms: the first frame, as ASE reads it.
+        frame: the first one.
 
     Raises:
         UserError: several keys with different values, or an energy and forces of different owners.
     """
 
-    def __init__(self, atoms: Any, keys: KeyMap, file: str) -> None:
+    def __init__(self, frame: Frame, keys: KeyMap, file: str) -> None:
         self.file, self._keys = file, keys
         self.notes: list[str] = []
-        self.energy = self._choose("energy", atoms)
-        self.forces = self._choose("forces", atoms)
-        self.velocities = self._choose("velocities", atoms)
+        self.energy = self._choose("energy", frame)
+        self.forces = self._choose("forces", frame)
+        self.velocities = self._choose("velocities", frame)
         self._check_same_owner()
 
-    def _choose(self, quantity: str, atoms: Any) -> str | None:
+    def _choose(self, quantity: str, frame: Frame) -> str | None:
         said = getattr(self._keys, quantity)
         if said is not None:
             return str(said)
-        held = values_of(quantity, atoms)
+        held = values_of(quantity, frame)
         own = {"energy": ("free_energy", "energy"), "forces": ("forces",), "velocities": ("momenta",)}[
             quantity
         ]
@@ -80,10 +81,9 @@ class LabelKeys:
         return "" if owner == "free" else owner
 
 
-def values_of(quantity: str, atoms: Any) -> dict[str, Any]:
+def values_of(quantity: str, frame: Frame) -> dict[str, Any]:
     """Everything a frame holds that could be the quantity, by key; the calculator's results come first."""
-    results = {} if atoms.calc is None else {k: v for k, v in atoms.calc.results.items() if v is not None}
-    return {**getattr(atoms, _HOLDERS[quantity]), **results}
+    return {**getattr(frame, _HOLDERS[quantity]), **frame.results}
 
 
 def _same(x: Any, y: Any) -> bool:

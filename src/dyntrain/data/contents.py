@@ -74,6 +74,8 @@ def _steps_inside(run: Trajectory) -> IntArray:
 
 # Energy steps that miss −F·Δr by so many times the run's median, and that of the steps around, are told of.
 _ROUGH = 20.0
+# … and errors of the stress above this share of its range.
+_STRESS_NOISE = 0.01
 
 
 class EnergyMatch(NamedTuple):
@@ -116,6 +118,25 @@ def energy_force_match(run: Trajectory) -> EnergyMatch:
     if not run.fixed_cell and correlation < CLEAR_CORRELATION:
         return EnergyMatch(None, None, ())
     return EnergyMatch(slope, correlation, tuple(jumps.tolist()), tuple(rough_frames.tolist()))
+
+
+def stress_jumps(run: Trajectory) -> tuple[int, ...]:
+    """Frames whose stress stands out against that of the two frames before and after, away from breaks.
+
+    A run's stress is smooth in time: its fourth differences, 6 times an error in a single frame, stay small.
+    """
+    if run.stress is None:
+        return ()
+    odd: list[int] = []
+    for first, stop in run.stretches:
+        if stop - first < 12:
+            continue
+        bend = np.abs(np.diff(np.asarray(run.stress[first:stop]), n=4, axis=0)).max(axis=1)
+        far = np.flatnonzero(bend > max(_ROUGH * float(np.median(bend)), _STRESS_NOISE * np.ptp(run.stress)))
+        # An error in one frame shows in five differences: the largest is its own.
+        groups = np.split(far, 1 + np.flatnonzero(np.diff(far) > 1)) if far.size else []
+        odd += [first + 2 + int(group[bend[group].argmax()]) for group in groups]
+    return tuple(odd) if len(odd) <= max(3, 0.05 * run.n_frames) else ()
 
 
 def _median_around(x: FloatArray, reach: int = 3) -> FloatArray:

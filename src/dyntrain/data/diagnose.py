@@ -21,7 +21,13 @@ from dyntrain.data.contents import (
     mean_temperature,
 )
 from dyntrain.data.findings import INFERABLE_SHARE, Measured, about_motion
-from dyntrain.data.findings_contents import about_breaks, about_energies, about_structure, about_velocities
+from dyntrain.data.findings_contents import (
+    about_breaks,
+    about_energies,
+    about_stress,
+    about_structure,
+    about_velocities,
+)
 from dyntrain.data.motion import DtFit, fit_dt, fit_sides, moving_atoms, second_difference
 from dyntrain.data.raw import EXACT_RESIDUAL
 from dyntrain.data.run_report import Finding, RunReport, finding, refuse_unusable, refused
@@ -85,7 +91,7 @@ def diagnose(trajectory: Trajectory) -> RunReport:
 def _diagnose(run: Trajectory) -> RunReport:
     held = find_held(run)
     motion, fit = measure(run, held), _fit(run, held)
-    ensemble: Ensemble = guess_ensemble(motion, run.dt, barostat=held.strained) if motion else "unknown"
+    ensemble: Ensemble = guess_ensemble(motion, barostat=held.strained) if motion else "unknown"
     energies = energy_force_match(run)
     report = _report(run, held, motion, fit, ensemble, energies)
     measured = Measured(run, report, held, motion, fit)
@@ -94,6 +100,7 @@ def _diagnose(run: Trajectory) -> RunReport:
         *about_breaks(run),
         *(() if measured.in_small_steps else about_velocities(run, report, held)),
         *about_energies(run, report, energies),
+        *about_stress(run),
         *about_structure(run, report),
     )
     return dataclasses.replace(report, findings=findings)
@@ -108,10 +115,10 @@ def _report(
     energies: EnergyMatch,
 ) -> RunReport:
     """All that is measured, before anything is concluded from it."""
-    # A Langevin bath hides the forces in noise, but not where the noise averages out.
-    explained = fit is not None and (
-        fit.correlation > CLEAR_CORRELATION or (ensemble == "langevin" and fit.error < 0.05)
-    )
+    # A Langevin bath hides the forces in noise, but not where the noise averages out; a strong friction makes
+    # them shorter as well.
+    weak_bath = ensemble == "langevin" and motion is not None and motion.bath.friction < 0.2
+    explained = fit is not None and (fit.correlation > CLEAR_CORRELATION or (weak_bath and fit.error < 0.05))
     period = fastest_period_fs(run)
     every_step = fit is not None and explained and fit.unstrided
     inferable = every_step or period is None or run.dt_fs <= INFERABLE_SHARE * period

@@ -16,7 +16,7 @@ from dyntrain.data.run_report import Finding, RunReport, finding
 from dyntrain.data.small_steps import with_small_steps
 from dyntrain.data.spectrum import STABLE_SHARE
 from dyntrain.data.stride import estimate_stride
-from dyntrain.data.thermostat import Motion
+from dyntrain.data.thermostat import Motion, is_white_noise, noise_between_frames
 from dyntrain.data.trajectory import Trajectory
 from dyntrain.data.velocities import CLEAR_CORRELATION
 
@@ -26,6 +26,9 @@ INFERABLE_SHARE = 1 / 3
 _UNEXPLAINED = 1e-3
 # Rounded positions are the reason where their rounding makes up this share of what is unexplained.
 _ROUNDING_SHARE = 0.3
+# A bath that takes this share of the velocities away at each step is told of: its noise hides the forces.
+_STRONG_FRICTION = 0.4
+_NOISE = "noise on the atoms one by one (Langevin, Andersen)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +112,19 @@ def _likeliest_cause(m: Measured) -> tuple[str, str]:
         return f"the positions have only {digits[0]}", "write them with more digits"
     if wrong := m.wrong_masses:
         return f"wrong masses: {'; '.join(map(str, wrong))}", "state the masses of the run"
+    if m.motion and is_white_noise(m.motion) and not m.motion.bath.forces_act:
+        factor = f"{m.motion.bath.force_factor:.2g} ± {m.motion.bath.force_error:.1g}"
+        return (
+            f"all but the noise of a bath shows the given forces only by a factor of {factor}: they are "
+            "those of other frames or of another unit",
+            "check the forces",
+        )
+    if m.report.stride != 1 and noise_between_frames(run):
+        limit = f" (below {STABLE_SHARE * period / math.pi:.2g} fs apart)" if period else ""
+        return (
+            f"{_NOISE} acts between frames that lie {run.dt_fs:.3g} fs apart, and nothing in them tells it",
+            f"save every step{limit}, or run NVE, Nosé–Hoover or CSVR, whose frames tell enough",
+        )
     if not run.fixed_cell:
         return "the forces or dt belong to another run, or frames are missing", "check keys, units and dt"
     if period is not None and run.dt_fs > INFERABLE_SHARE * period:
@@ -141,6 +157,14 @@ def _about_bath(m: Measured, motion: Motion) -> list[Finding]:
         what = f"the run is thermostatted ({m.report.ensemble})"
         kept = f"kicks of {ratio} of dt²F/m are recorded and applied wherever a roll-out is compared with it"
         found.append(finding("thermostat", "info", "very likely", what, training=kept))
+    if m.report.ensemble == "langevin" and motion.bath.friction > _STRONG_FRICTION:
+        what = (
+            f"the Langevin bath's friction is {motion.bath.friction:.2g}/dt: its noise hides the forces "
+            f"({motion.bath.force_factor:.2g} ± {motion.bath.force_error:.1g} times they show in the motion)"
+        )
+        lost = "kicks are far larger than what forces do, so segments teach little more than single frames"
+        mend = "use a friction below 0.1/dt in the next run"
+        found.append(finding("strong_friction", "warning", "very likely", what, training=lost, mend=mend))
     return found
 
 
@@ -239,7 +263,10 @@ def _too_far_apart(run: Trajectory, what: str) -> Finding:
     ready, code = with_small_steps(run, every_step=False), "frames_too_far_apart"
     if ready.small_steps == 1:
         rebuilt = run.velocities_origin == "rebuilt"
-        why = "without velocities" if rebuilt else "with a changing cell or constraints"
+        noisy = not rebuilt and noise_between_frames(run)
+        why = "with a changing cell or constraints"
+        if rebuilt or noisy:
+            why = "without velocities" if rebuilt else f"with {_NOISE}"
         return finding(
             code,
             "error" if rebuilt else "warning",

@@ -8,7 +8,7 @@ from ase.data import atomic_numbers, covalent_radii
 from dyntrain.data.breaks import describe_break, find_irregular, spacing
 from dyntrain.data.causes import lattice_jumps
 from dyntrain.data.constraints import Held
-from dyntrain.data.contents import EnergyMatch, repeated_frames
+from dyntrain.data.contents import EnergyMatch, repeated_frames, stress_jumps
 from dyntrain.data.run_report import Finding, RunReport, finding
 from dyntrain.data.trajectory import Trajectory
 from dyntrain.data.velocities import CLEAR_CORRELATION, velocity_match
@@ -20,6 +20,8 @@ _LARGE_FORCE = 100.0
 # Frames further apart than this share of the fastest period no longer add up −F·Δr to energy changes.
 _SPARSE = 0.25
 _SURE_CORRELATION = 0.995
+# Where a bath's noise moves the atoms as well, velocities explain at least this much of it.
+_NOISY_CORRELATION = 0.7
 
 
 def about_breaks(run: Trajectory) -> list[Finding]:
@@ -98,7 +100,9 @@ def about_velocities(run: Trajectory, report: RunReport, held: Held) -> list[Fin
     if run.velocities_origin == "rebuilt" or not held.atoms.size or report.barostat:
         return []
     correlation, factor = velocity_match(run.positions, run.velocities, run.forces, run.masses, run.dt)
-    if correlation < CLEAR_CORRELATION:
+    # Langevin's noise moves atoms beside their velocities: at a friction of 1/dt the correlation is 0.9.
+    noisy = report.ensemble == "langevin"
+    if correlation < (_NOISY_CORRELATION if noisy else CLEAR_CORRELATION):
         return [
             finding(
                 "velocities_contradict_positions",
@@ -109,7 +113,7 @@ def about_velocities(run: Trajectory, report: RunReport, held: Held) -> list[Fin
                 mend="they belong to other frames or atoms; leave them out of the file to have them rebuilt",
             )
         ]
-    if abs(factor - 1) > 0.05:
+    if abs(factor - 1) > (0.25 if noisy else 0.05):
         what = f"the velocities are {1 / factor:.3f} times the motion"
         return [
             finding(
@@ -176,6 +180,18 @@ def about_energies(run: Trajectory, report: RunReport, match: EnergyMatch) -> li
     elif abs(slope - 1) > 0.1 and (unit := _energy_unit(run, slope, correlation)):
         found.append(unit)
     return found
+
+
+def about_stress(run: Trajectory) -> list[Finding]:
+    """Frames whose stress does not belong to the run."""
+    if not (jumps := stress_jumps(run)):
+        return []
+    what = (
+        f"the stress jumps at {len(jumps)} frame(s), first about {jumps[0]}, while the structure does not: "
+        "an unconverged calculation or damaged numbers"
+    )
+    kept = "they stay as they are, and count where the stress is trained on"
+    return [finding("stress_jumps", "warning", "likely", what, training=kept, frames=jumps)]
 
 
 def _energy_unit(run: Trajectory, slope: float, correlation: float) -> Finding | None:

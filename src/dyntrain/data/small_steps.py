@@ -11,6 +11,7 @@ from dyntrain.data.constraints import find_held
 from dyntrain.data.contents import energy_exchange
 from dyntrain.data.segments import Segments
 from dyntrain.data.spectrum import STABLE_SHARE, fastest_period_fs
+from dyntrain.data.thermostat import noise_between_frames
 from dyntrain.data.trajectory import Trajectory
 
 # Where no file says how many steps lie between its frames, this many are taken of the fastest period.
@@ -29,7 +30,8 @@ def with_small_steps(run: Trajectory, *, every_step: bool) -> Trajectory:
 
     Left as they are, and refused by ``check_step`` if unrolled: runs of which nothing lies between frames
     (`every_step`), whose velocities were rebuilt from frames so far apart, whose cell changes, in which
-    constraints hold bonds or coordinates, or whose kinetic energies do not mirror the potential ones.
+    constraints hold bonds or coordinates, whose kinetic energies do not mirror the potential ones, or whose
+    atoms noise pushes one by one (Langevin), of which nothing in the frames tells.
     """
     period = fastest_period_fs(run)
     if period is None:
@@ -37,7 +39,7 @@ def with_small_steps(run: Trajectory, *, every_step: bool) -> Trajectory:
     near = run.dt_fs < STABLE_SHARE * period / math.pi
     if near or every_step or run.velocities_origin == "rebuilt" or find_held(run).is_special:
         return run
-    if not energy_exchange(run) > _EXCHANGE:
+    if not energy_exchange(run) > _EXCHANGE or noise_between_frames(run):
         return run
     assumed = math.ceil(_STEPS_A_PERIOD * run.dt_fs / period)
     return run.replace(small_steps=run.stride or assumed)

@@ -8,12 +8,14 @@ from typing import Literal
 import numpy as np
 
 from dyntrain.data.constraints import Held
-from dyntrain.data.motion import cosine, second_difference
+from dyntrain.data.motion import cosine, moving_atoms, second_difference
 from dyntrain.data.trajectory import FloatArray, IntArray, Trajectory
 
 Ensemble = Literal["nve", "nose-hoover", "berendsen", "csvr", "langevin", "rescaling", "unknown"]
 
 _EXACT = 1e-3
+# Noise is named where it turns the total momentum by this share of the atoms' momenta between two frames.
+_TURNED = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,9 +28,7 @@ class Motion:
     rms_residual: rms of the part unexplained by forces and `Held` over rms of dt²F/m: sees what strikes few
         atoms or frames.
     friction: ξ of each inner frame, 1/ASE time, [n_inner]; `temperature`: Σ m v² of the same frames.
-    noise: what neither forces nor friction explain, mass-weighted, over dt, [n_inner, n_moving, 3].
-    share: of each atom's noise that can show beside what is removed with `Held` and friction, [n_moving].
-    pulls: √m-weighted forces F/√m of the same frames, [n_inner, n_moving, 3].
+    bath: the unexplained part read as that of a Langevin bath.
     frames: the inner frames, int64 [n_inner].
     """
 
@@ -38,10 +38,31 @@ class Motion:
     rms_residual: float
     friction: FloatArray
     temperature: FloatArray
+    bath: Bath
+    frames: IntArray
+
+
+@dataclass(frozen=True, eq=False)
+class Bath:
+    """What forces leave unexplained, as one friction for the whole run and noise.
+
+    friction: of a step, ξ dt.
+    noise: what forces and this friction leave, mass-weighted, over dt, [n_inner, n_moving, 3].
+    share: of each atom's noise that can show beside what is removed with `Held`, [n_moving].
+    force_factor: how much of the given forces acts, with its standard error `force_error`; the noise of a
+        Langevin step hides forces, but not on average.
+    """
+
+    friction: float
     noise: FloatArray
     share: FloatArray
-    pulls: FloatArray
-    frames: IntArray
+    force_factor: float
+    force_error: float
+
+    @property
+    def forces_act(self) -> bool:
+        """Whether the given forces may be the run's own, whose factor falls to 0.7 at a friction of 1/dt."""
+        return abs(self.force_factor - 1) < 0.5 + 2 * self.force_error
 
 
 def inner_frames(trajectory: Trajectory) -> IntArray:
@@ -72,7 +93,7 @@ def measure(trajectory: Trajectory, held: Held) -> Motion | None:
     rest = left + t.dt**2 * friction[:, None, None] * along
     some = slice(None, None, max(1, frames.size // 100))
     white = np.random.default_rng(0).normal(size=gap[some].shape)
-    share = np.square(held.projection(r[frames][some], root, velocities[some])(white)).mean(axis=(0, 2))
+    share = np.square(held.projection(r[frames][some], root)(white)).mean(axis=(0, 2))
     size = t.dt**2 * pulls
     return Motion(
         residual=_median_ratio(gap, size),
@@ -81,14 +102,30 @@ def measure(trajectory: Trajectory, held: Held) -> Motion | None:
         rms_residual=float(np.sqrt((left**2).sum() / (size**2).sum())) if pulls.any() else np.inf,
         friction=friction,
         temperature=np.einsum("kia,kia->k", velocities, velocities),
-        noise=rest / t.dt,
-        share=share,
-        pulls=leave_out(pulls),
+        bath=_bath(left / t.dt, along, t.dt * leave_out(pulls), share, frames),
         frames=frames,
     )
 
 
-def guess_ensemble(motion: Motion, dt: float, *, barostat: bool = False) -> Ensemble:
+def _bath(
+    left: FloatArray, velocities: FloatArray, pulls: FloatArray, share: FloatArray, frames: IntArray
+) -> Bath:
+    """The bath whose friction makes what is `left` independent of the velocities two frames earlier.
+
+    Those of the same frame hold half of the noise themselves, and would tell of less friction.
+    """
+    later = 2 + np.flatnonzero(frames[2:] - frames[:-2] == 2)
+    before = velocities[later - 2]
+    kept = float((velocities[later] * before).sum())
+    friction = -float((left[later] * before).sum()) / kept if kept else 0.0
+    noise = left + friction * velocities
+    square = float((pulls * pulls).sum())
+    factor = 1 + float((noise * pulls).sum()) / square if square else np.nan
+    error = float(np.sqrt((noise**2).sum() / (noise.size * square))) if square else np.inf
+    return Bath(friction, noise, share, factor, error)
+
+
+def guess_ensemble(motion: Motion, *, barostat: bool = False) -> Ensemble:
     """Name what acted beside the forces, from how it moves in time; "unknown" unless that is clear.
 
     One friction a frame explains Nosé–Hoover, Berendsen, CSVR and velocity rescaling alike; its course
@@ -96,7 +133,6 @@ def guess_ensemble(motion: Motion, dt: float, *, barostat: bool = False) -> Ense
     (Nosé–Hoover), uncorrelated in time (CSVR), non-zero at few frames (rescaling).
 
     Args:
-        dt: ASE time.
         barostat: whether the cell changes.
     """
     explained = motion.residual_after_friction
@@ -107,7 +143,7 @@ def guess_ensemble(motion: Motion, dt: float, *, barostat: bool = False) -> Ense
         conserved = motion.rms_residual < 10 * _EXACT and (motion.residual < _EXACT or not barostat)
         return "nve" if conserved else "unknown"
     if not (explained < _EXACT or friction_helps):
-        return "langevin" if is_white_noise(motion, dt) else "unknown"
+        return "langevin" if motion.bath.forces_act and is_white_noise(motion) else "unknown"
     if motion.friction.size < 20:
         return "unknown"
     return _kind_of_friction(motion.friction, motion.temperature)
@@ -126,24 +162,52 @@ def _kind_of_friction(friction: FloatArray, temperature: FloatArray) -> Ensemble
     return "unknown"
 
 
-def is_white_noise(motion: Motion, dt: float) -> bool:
+def is_white_noise(motion: Motion) -> bool:
     """Whether the unexplained part is what a Langevin bath does.
 
-    Mass-weighted it must be equally large for all atoms, uncorrelated with itself two or more frames later
-    and with the forces, and no larger than a friction of 1/dt makes it (variance 2 ξ k_B T dt).
+    Mass-weighted it must be equally large for all atoms, uncorrelated with itself two or more frames later,
+    and no larger than a friction of about 1/dt makes it (variance 2 ξ k_B T dt).
     """
-    noise, n = motion.noise, motion.noise.shape[0]
+    noise, share = motion.bath.noise, motion.bath.share
+    n = noise.shape[0]
     if n < 20:
         return False
-    free = motion.share > 0.05  # an atom that constraints and the like leave no freedom says nothing
+    free = share > 0.05  # an atom that constraints and the like leave no freedom says nothing
     if not free.any():
         return False
-    per_atom = np.einsum("kia,kia->i", noise, noise)[free] / (3 * n * motion.share[free])
+    per_atom = np.einsum("kia,kia->i", noise, noise)[free] / (3 * n * share[free])
     kinetic = motion.temperature.mean() / (3 * noise.shape[1])
     even = per_atom.max() < 3 * per_atom.min()
     later = max(abs(cosine(noise[lag:], noise[:-lag])) for lag in (2, 3, 5))
-    bounded = per_atom.mean() < 2 * kinetic
-    return bool(even and later < 0.15 and bounded and abs(cosine(noise, motion.pulls)) < 0.15)
+    return bool(even and later < 0.15 and per_atom.mean() < 2.5 * kinetic)
+
+
+def noise_between_frames(run: Trajectory) -> bool:
+    """Whether something random acts on the atoms one by one, seen however far the frames lie apart.
+
+    Forces between the atoms and a friction common to all of them (Nosé–Hoover, Berendsen, CSVR) keep the
+    direction of the total momentum and, where no lattice exerts a torque, of the angular momentum; Langevin's
+    noise and Andersen's collisions turn them. Net forces and torques that the frames show (fixed atoms, a
+    lattice) leave the matter open, and so does a lattice whose centre of mass is held: False then.
+    """
+    moving = moving_atoms(run.positions)  # what pushes those that are fixed is lost to them
+    r, forces, masses = run.positions[:, moving], run.forces[:, moving], run.masses[moving]
+    momenta = masses[:, None] * run.velocities[:, moving]
+    arms = r - np.einsum("kia,i->ka", r, masses)[:, None] / masses.sum()
+    steps = np.setdiff1d(np.arange(run.n_frames - 1), np.array(run.breaks, dtype=np.int64) - 1)
+    for parts, pulls in ((momenta, forces), (np.cross(arms, momenta), np.cross(arms, forces))):
+        total = parts.sum(axis=1)
+        along = total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-300)
+        turned = np.linalg.norm(np.cross(total[steps + 1], along[steps]), axis=1)
+        pushed = run.dt * np.linalg.norm(pulls.sum(axis=1), axis=1)
+        usual = np.sqrt((parts**2).sum(axis=(1, 2)).mean())
+        if _rms(turned) > max(_TURNED * usual, 3 * _rms(pushed)):
+            return True
+    return False
+
+
+def _rms(x: FloatArray) -> float:
+    return float(np.sqrt((x**2).mean())) if x.size else 0.0
 
 
 def _lagged(x: FloatArray, y: FloatArray) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from ase.data import atomic_masses
 
 from dyntrain.data.formats.cp2k_settings import Settings, find_settings
 from dyntrain.data.formats.frames import (
+    ase_stress,
     check_same_steps,
     common_length,
     missing_files,
@@ -21,12 +23,13 @@ from dyntrain.data.formats.text import beside, plain_name, reading
 from dyntrain.data.formats.xyz import XyzFrames, read_xyz
 from dyntrain.data.raw import RawRun
 from dyntrain.data.timestamps import settle_time_stamps, stride_of
-from dyntrain.data.trajectory import FloatArray, IntArray, check_cell
+from dyntrain.data.trajectory import FloatArray, IntArray, check_cell, check_finite
 from dyntrain.errors import UserError
-from dyntrain.units import AUT, BOHR, HARTREE
+from dyntrain.units import AUT, BOHR, HARTREE, KBAR
 
 NAME = re.compile(r"(?P<project>.+)-(?P<what>pos|vel|frc)-(?P<run>\d+)\.xyz")
 
+_BAR = KBAR / 1000
 _STEP = re.compile(r"\bi\s*=\s*(\d+)")
 _TIME = re.compile(r"\btime\s*=\s*([-+.\dEe]+)")
 _ENERGY = re.compile(r"\bE\s*=\s*([-+.\dEe]+)")
@@ -46,6 +49,11 @@ def read_cp2k(file: Path) -> RawRun:
         raise UserError(f"{file}: CP2K's trajectory files are named PROJECT-pos-1.xyz.")
     project, number = match["project"], match["run"]
     paths = {what: beside(file, f"{project}-{what}-{number}.xyz") for what in ("pos", "frc", "vel")}
+    if paths["pos"] is None and beside(file, f"{project}-pos-{number}.dcd") is not None:
+        raise UserError(
+            f"{file}: a DCD holds positions in single precision, too coarse for second differences; write "
+            "&TRAJECTORY with FORMAT XYZ."
+        )
     if lacking := [what for what in ("pos", "frc") if paths[what] is None]:
         raise missing_files(
             file,
@@ -76,7 +84,7 @@ def _assemble(file: Path, named: dict[str, XyzFrames], settings: Settings, stem:
     times, energies = _times_and_energies(file, stem, first_steps, comments)
     dt_fs, breaks, time_notes = settle_time_stamps([{"time_fs": time} for time in times], str(file))
     numbers = numbers_of(positions.labels, file)
-    return RawRun(
+    run = RawRun(
         file=str(file),
         reader="CP2K",
         positions=positions.values[:n_frames],
@@ -92,6 +100,34 @@ def _assemble(file: Path, named: dict[str, XyzFrames], settings: Settings, stem:
         notes=notes + time_notes,
         stride=stride_of(first_steps),
     )
+    run.stress = _stress(run, stem, first_steps)
+    return run
+
+
+def _stress(run: RawRun, stem: str, steps: list[int]) -> FloatArray | None:
+    """Of the .stress file, the pressure tensor, from which what the atoms' motion adds is taken off.
+
+    None without that file, a frame that it lacks, or velocities.
+    """
+    if (path := beside(Path(run.file), f"{stem}.stress")) is None:
+        return None
+    with reading(path, "a CP2K .stress file") as lines:
+        table = _rows(lines)
+        pressures = {int(row[0]): np.array(row[2:11], dtype=np.float64).reshape(3, 3) for row in table}
+    if run.velocities is None or not set(steps) <= pressures.keys():
+        run.notes.append(
+            f"No stress: {path.name} needs every frame, and velocities beside it to take off theirs."
+        )
+        return None
+    check_finite(tensors := np.stack([pressures[step] for step in steps]), "stress", str(path))
+    volumes = np.abs(np.linalg.det(run.cell)) * np.ones(len(steps))
+    motion = np.einsum("i,kia,kib->kab", run.masses, run.velocities, run.velocities) / volumes[:, None, None]
+    return ase_stress(list(tensors - motion / _BAR), _BAR, run.notes)
+
+
+def _rows(lines: Iterable[str]) -> list[list[str]]:
+    """The words of the lines of a table."""
+    return [line.split() for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
 def _number(pattern: re.Pattern[str], comment: str, file: Path, what: str) -> int:
@@ -106,8 +142,7 @@ def _times_and_energies(
     """fs and hartree: of the .ener file, which has more digits of the time, else of the comment lines."""
     if (ener := beside(file, f"{stem}.ener")) is not None:
         with reading(ener, "a CP2K .ener file") as lines:
-            rows = [line.split() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-            table = {int(row[0]): (float(row[1]), float(row[4])) for row in rows}
+            table = {int(row[0]): (float(row[1]), float(row[4])) for row in _rows(lines)}
         # After a restart a step may stand twice with another time: then the comments tell the order.
         if set(steps) <= table.keys() and len(set(steps)) == len(steps):
             return [table[step][0] for step in steps], [table[step][1] for step in steps]
@@ -126,8 +161,7 @@ def _times_and_energies(
 def _cell(file: Path, stem: str, steps: list[int], settings: Settings, notes: list[str]) -> FloatArray:
     if (path := beside(file, f"{stem}.cell")) is not None:
         with reading(path, "a CP2K .cell file") as lines:
-            rows = [line.split() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-            cells = {int(row[0]): np.array(row[2:11], dtype=np.float64).reshape(3, 3) for row in rows}
+            cells = {int(row[0]): np.array(row[2:11], dtype=np.float64).reshape(3, 3) for row in _rows(lines)}
         if set(steps) <= cells.keys():
             return one_cell([cells[step] for step in steps])
     if settings.cell is None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from ase.data import atomic_masses, atomic_masses_legacy, atomic_numbers
 
+from dyntrain.data.raw import RawRun
 from dyntrain.data.trajectory import FloatArray, IntArray
 from dyntrain.errors import UserError
 
@@ -131,17 +133,71 @@ def check_numbered(numbers: Sequence[int], file: Path | str, frame: int) -> None
             )
 
 
-def ase_stress(pressures: Sequence[FloatArray | None], unit: float) -> FloatArray | None:
+def ase_stress(pressures: Sequence[FloatArray | None], unit: float, notes: list[str]) -> FloatArray | None:
     """ASE's stress, [n_frames, 6] eV/Å³, of the pressure tensors that codes print; None where one lacks.
 
     Args:
         pressures: each [3, 3], positive where the cell wants to grow: −σ.
         unit: of the numbers, in eV/Å³.
+        notes: told where only some frames have it.
     """
-    tensors = [p for p in pressures if p is not None]
-    if not tensors or len(tensors) < len(pressures):
+    if not (tensors := every_stress(pressures, notes)):
         return None
     return -unit * np.stack(tensors)[:, [0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]
+
+
+def every_stress(found: Sequence[FloatArray | None], notes: list[str]) -> list[FloatArray]:
+    """The stresses of all frames; none, with a note, where only some have one."""
+    there = [stress for stress in found if stress is not None]
+    if 0 < len(there) < len(found):
+        notes.append(f"Only {len(there)} of {len(found)} frames have a stress, so none is taken.")
+    return there if len(there) == len(found) else []
+
+
+@dataclass
+class Steps:
+    """The ionic steps of a run, periodic in all directions, as the reader of a log collects them.
+
+    positions, forces: [n_atoms, 3] Å and eV/Å; cells: [3, 3] Å; energies: eV.
+    pressures: [3, 3] in the code's unit, or None.
+    """
+
+    positions: list[FloatArray] = field(default_factory=list)
+    forces: list[FloatArray] = field(default_factory=list)
+    energies: list[float] = field(default_factory=list)
+    cells: list[FloatArray] = field(default_factory=list)
+    pressures: list[FloatArray | None] = field(default_factory=list)
+
+    def run(
+        self,
+        file: Path,
+        reader: str,
+        labels: Sequence[str],
+        masses: FloatArray,
+        *,
+        pressure_unit: float,
+        notes: list[str],
+        dt_fs: float | None,
+        breaks: tuple[int, ...] = (),
+        stride: int | None = None,
+    ) -> RawRun:
+        """The run of atoms with these labels and masses; `pressure_unit` in eV/Å³."""
+        return RawRun(
+            file=str(file),
+            reader=reader,
+            positions=np.stack(self.positions),
+            forces=np.stack(self.forces),
+            energies=np.array(self.energies),
+            cell=one_cell(self.cells),
+            pbc=np.ones(3, dtype=bool),
+            atomic_numbers=numbers_of(labels, file),
+            masses=np.asarray(masses, dtype=np.float64),
+            dt_fs=dt_fs,
+            breaks=breaks,
+            stress=ase_stress(self.pressures, pressure_unit, notes),
+            notes=notes,
+            stride=stride,
+        )
 
 
 CUT_OFF = "The last frame is incomplete (the run was cut off); it is left out."

@@ -24,19 +24,21 @@ MAGIC = b"\x89HDF\r\n\x1a\n"
 
 
 @contextmanager
-def opened(file: Path) -> Iterator[h5py.File]:
-    """An H5MD file; what HDF5 cannot make sense of is refused in a sentence."""
+def opened(file: Path, mark: str = "h5md", kind: str = "H5MD") -> Iterator[h5py.File]:
+    """An HDF5 file of a kind that has the group `mark`; what HDF5 cannot read is refused in a sentence."""
     try:
         with h5py.File(file, "r", locking=False) as h5:
-            if not isinstance(h5.get("h5md"), h5py.Group):
-                raise UserError(f"{file} is HDF5 but not H5MD (it has no group `h5md`).")
+            if not isinstance(h5.get(mark), h5py.Group):
+                raise UserError(f"{file} is HDF5 but not {kind} (it has no group `{mark}`).")
             yield h5
     except UserError:
         raise
     # HDF5 reports damage as almost any exception; the user needs the file, not our traceback.
     except Exception as error:
         said = " ".join(str(error).split())
-        raise UserError(f"{file} cannot be read as H5MD ({said[:160]}): it is damaged or cut off.") from error
+        raise UserError(
+            f"{file} cannot be read as {kind} ({said[:160]}): it is damaged or cut off."
+        ) from error
 
 
 def member(group: h5py.Group, path: str, file: Path | str) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dyntrain.data.formats.frames import CUT_OFF, ase_stress, left_out, missing_files, numbers_of, one_cell
+from dyntrain.data.formats.frames import CUT_OFF, Steps, left_out, missing_files
 from dyntrain.data.formats.text import Lines, beside, floats, plain_name, reading
 from dyntrain.data.formats.vasprun import read_vasprun
 from dyntrain.data.raw import RawRun
@@ -66,14 +66,10 @@ class _Outcar:
         self.cell: FloatArray | None = None
         self.pending: FloatArray | None = None
         self.notes: list[str] = []
-        self.positions: list[FloatArray] = []
-        self.forces: list[FloatArray] = []
-        self.cells: list[FloatArray] = []
-        self.energies: list[float] = []
-        self.pressures: list[FloatArray | None] = []
+        self.frames = Steps()
         self.pressure: FloatArray | None = None
         self.steps: list[int] = []
-        self.step = 0
+        self.step = self.without_forces = 0
 
     def take(self, line: str, lines: Lines) -> None:
         if "TOTAL-FORCE (eV/Angst)" in line:
@@ -90,7 +86,7 @@ class _Outcar:
             if (rows := lines.take(3)) is not None:
                 # Nine decimals without spaces between: the numbers may touch.
                 self.cell = floats([" ".join(re.findall(r"-?\d+\.\d{9}", row)) for row in rows])
-        elif not self.positions:
+        elif not self.frames.positions:
             self._header(line)
 
     def _header(self, line: str) -> None:
@@ -117,18 +113,21 @@ class _Outcar:
             self.notes.append("Masses are those set in the INCAR, of which the OUTCAR shows two decimals.")
 
     def _frame(self, energy: float) -> None:
+        if self.pending is None:
+            self.step += 1  # with NBLOCK > 1 forces are written at some steps only
+            self.without_forces += 1
         if self.pending is None or self.cell is None:
             return
-        self.positions.append(self.pending[:, :3])
-        self.forces.append(self.pending[:, 3:])
-        self.cells.append(self.cell)
-        self.energies.append(energy)
+        self.frames.positions.append(self.pending[:, :3])
+        self.frames.forces.append(self.pending[:, 3:])
+        self.frames.cells.append(self.cell)
+        self.frames.energies.append(energy)
         self.steps.append(self.step)
-        self.pressures.append(self.pressure)
+        self.frames.pressures.append(self.pressure)
         self.pending = self.pressure = None
 
     def finish(self, cut: bool) -> RawRun:
-        if not self.positions:
+        if not self.frames.positions:
             raise UserError(f"{self.file} holds no complete ionic step.")
         if len(self.symbols) < len(self.counts) or len(self.type_masses) < len(self.counts):
             raise UserError(
@@ -138,25 +137,20 @@ class _Outcar:
             self.notes.append(CUT_OFF)
         if self.potim is None:
             raise UserError(f"{self.file}: POTIM is missing from its header.")
-        self.notes += left_out(self.step - len(self.steps) - (self.pending is not None))
+        self.notes += left_out(self.step - len(self.steps) - self.without_forces - (self.pending is not None))
         times = [{"time_fs": step * self.potim} for step in self.steps]
         dt_fs, breaks, time_notes = settle_time_stamps(times, str(self.file))
         labels = np.repeat(self.symbols[: len(self.counts)], self.counts).tolist()
-        return RawRun(
-            file=str(self.file),
-            reader="VASP OUTCAR",
-            positions=np.stack(self.positions),
-            forces=np.stack(self.forces),
-            energies=np.array(self.energies),
-            cell=one_cell(self.cells),
-            pbc=np.ones(3, dtype=bool),
-            atomic_numbers=numbers_of(labels, self.file),
-            masses=np.repeat(self.type_masses[: len(self.counts)], self.counts),
+        return self.frames.run(
+            self.file,
+            "VASP OUTCAR",
+            labels,
+            np.repeat(self.type_masses[: len(self.counts)], self.counts),
+            pressure_unit=KBAR,
+            notes=self.notes + time_notes,
             dt_fs=dt_fs,
             breaks=breaks,
-            notes=self.notes + time_notes,
             stride=stride_of(self.steps),
-            stress=ase_stress(self.pressures, KBAR),
         )
 
 

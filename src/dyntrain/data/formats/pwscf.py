@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dyntrain.data.formats.frames import ase_stress, check_numbered, left_out, numbers_of, one_cell
+from dyntrain.data.formats.frames import Steps, check_numbered, left_out
 from dyntrain.data.formats.text import Lines, floats, reading
 from dyntrain.data.raw import RawRun
 from dyntrain.data.timestamps import settle_time_stamps, stride_of
@@ -44,11 +44,7 @@ class _Pwscf:
         self.dt: float | None = None
         self.next_positions: FloatArray | None = None
         self.energy: float | None = None
-        self.positions: list[FloatArray] = []
-        self.forces: list[FloatArray] = []
-        self.cells: list[FloatArray] = []
-        self.energies: list[float] = []
-        self.pressures: list[FloatArray | None] = []
+        self.frames = Steps()
         self.steps: list[int] = []
         self.step = 0
         self.dropped = 0
@@ -60,8 +56,12 @@ class _Pwscf:
             self.energy = float(line.split("=")[1].split()[0]) * _RYDBERG
         elif "Forces acting on atoms" in line:
             self._frame(lines)
-        elif "total   stress  (Ry/bohr**3)" in line and self.pressures and self.pressures[-1] is None:
-            self.pressures[-1] = lines.floats(3)  # of the frame whose forces stand above
+        elif (
+            "total   stress  (Ry/bohr**3)" in line
+            and self.frames.pressures
+            and self.frames.pressures[-1] is None
+        ):
+            self.frames.pressures[-1] = lines.floats(3)  # of the frame whose forces stand above
         elif line.startswith("ATOMIC_POSITIONS"):
             self._positions(line, lines)
         elif line.startswith("CELL_PARAMETERS"):
@@ -74,7 +74,7 @@ class _Pwscf:
             self.step = step
         elif "JOB DONE" in line:
             self.done = True
-        elif not self.positions:
+        elif not self.frames.positions:
             self._header(line, lines)
 
     def _header(self, line: str, lines: Lines) -> None:
@@ -102,7 +102,7 @@ class _Pwscf:
             return
         if [row.split()[0] for row in rows] != self.labels:
             raise UserError(
-                f"{self.file}, frame {len(self.positions)}: the atoms differ from those of frame 0."
+                f"{self.file}, frame {len(self.frames.positions)}: the atoms differ from those of frame 0."
             )
         values = floats(rows, first=1)
         unit = _unit_of(line)
@@ -141,19 +141,19 @@ class _Pwscf:
         ):
             self.dropped += 1
             return
-        check_numbered([int(row.split()[1]) for row in rows], self.file, len(self.positions))
-        self.forces.append(floats([row.split("force =")[1] for row in rows]) * (_RYDBERG / BOHR))
-        self.positions.append(self.next_positions)
-        self.cells.append(self.cell)
-        self.energies.append(self.energy)
+        check_numbered([int(row.split()[1]) for row in rows], self.file, len(self.frames.positions))
+        self.frames.forces.append(floats([row.split("force =")[1] for row in rows]) * (_RYDBERG / BOHR))
+        self.frames.positions.append(self.next_positions)
+        self.frames.cells.append(self.cell)
+        self.frames.energies.append(self.energy)
         self.steps.append(self.step)
-        self.pressures.append(None)
+        self.frames.pressures.append(None)
         self.next_positions = self.energy = None
 
     def finish(self, cut: bool) -> RawRun:
         if not self.step or self.dt is None:
             raise UserError(f"{self.file}: no step of molecular dynamics is in this pw.x output.")
-        if not self.positions:
+        if not self.frames.positions:
             raise UserError(f"{self.file} holds no complete step.")
         if unknown := sorted(set(self.labels) - self.species_masses.keys()):
             raise UserError(f"{self.file}: no mass is given for {', '.join(unknown)}.")
@@ -167,21 +167,16 @@ class _Pwscf:
             )
         if self.steps[0] != 0:
             notes.append(f"The file begins at step {self.steps[0]} of the run.")
-        return RawRun(
-            file=str(self.file),
-            reader="Quantum ESPRESSO pw.x",
-            positions=np.stack(self.positions),
-            forces=np.stack(self.forces),
-            energies=np.array(self.energies),
-            cell=one_cell(self.cells),
-            pbc=np.ones(3, dtype=bool),
-            atomic_numbers=numbers_of(self.labels, self.file),
-            masses=np.array([self.species_masses[label] for label in self.labels]),
+        return self.frames.run(
+            self.file,
+            "Quantum ESPRESSO pw.x",
+            self.labels,
+            np.array([self.species_masses[label] for label in self.labels]),
+            pressure_unit=_RYDBERG / BOHR**3,
+            notes=[*notes, *left_out(self.dropped + (self.energy is not None))],
             dt_fs=dt_fs,
             breaks=breaks,
-            notes=[*notes, *left_out(self.dropped + (self.energy is not None))],
             stride=stride_of(self.steps),
-            stress=ase_stress(self.pressures, _RYDBERG / BOHR**3),
         )
 
 

@@ -8,7 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dyntrain.data.ase_files import read_ase
-from dyntrain.data.formats import aims, cp2k, cpx, deepmd, h5md, ipi, ml_ab, npz, outcar, pwscf, vasprun
+from dyntrain.data.formats import (
+    aims,
+    cp2k,
+    cpx,
+    deepmd,
+    h5md,
+    ipi,
+    ml_ab,
+    npz,
+    outcar,
+    pwscf,
+    vaspout,
+    vasprun,
+)
 from dyntrain.data.formats.text import beside, head_of, plain_name
 from dyntrain.data.keys import KeyMap
 from dyntrain.data.paper_layout import read_paper_layout, velocity_file
@@ -53,6 +66,7 @@ def _paper(file: Path, keys: KeyMap) -> RawRun:
 FORMATS = (
     Format("DeePMD npy", lambda f, _: f.is_dir() or f.name == "type.raw", deepmd.read_deepmd),
     Format("VASP vasprun.xml", _named(r".*vasprun.*\.xml"), _plain(vasprun.read_vasprun)),
+    Format("VASP vaspout.h5", _named(r".*vaspout.*\.h5"), _plain(vaspout.read_vaspout)),
     Format("VASP OUTCAR", _named(r"(.*[._-])?OUTCAR.*"), _plain(outcar.read_outcar)),
     Format("VASP XDATCAR", _named(r"XDATCAR.*"), _plain(outcar.read_xdatcar)),
     Format("VASP ML_AB", _named(r"ML_ABN?.*"), _plain(ml_ab.read_ml_ab)),
@@ -81,7 +95,8 @@ def find_format(file: Path) -> Format:
 RUN_SUFFIXES = (".traj", ".extxyz", ".xyz", ".db", ".npz", ".h5", ".h5md", ".hdf5")
 """Files of a folder that are taken as runs by name alone."""
 
-_BY_NAME = re.compile(r"vasprun.*\.xml|OUTCAR.*|ML_ABN?|.+\.pos")
+_BY_NAME = re.compile(r"ML_ABN?|.+\.pos")
+_OF_VASP = re.compile(r"(?P<kind>vaspout|vasprun|OUTCAR)(?P<ending>.*?)(\.h5|\.xml)?")
 _BY_CONTENT = (".out", ".log", ".pwo")
 
 
@@ -94,6 +109,8 @@ def is_run(file: Path) -> bool:
         return match["what"] == "pos"
     if name.endswith(".xyz") and ipi.MARK in (head := head_of(file)):
         return b"positions{" in head or b"x_centroid{" in head
-    if name.startswith("OUTCAR"):
-        return beside(file, f"vasprun{name.removeprefix('OUTCAR')}.xml") is None
+    if match := _OF_VASP.fullmatch(name):
+        # Of a run written three times vaspout.h5 has the most digits, and OUTCAR the fewest.
+        better = ("vaspout{}.h5", "vasprun{}.xml")[: {"vaspout": 0, "vasprun": 1, "OUTCAR": 2}[match["kind"]]]
+        return all(beside(file, other.format(match["ending"])) is None for other in better)
     return name.endswith(RUN_SUFFIXES) or _BY_NAME.fullmatch(name) is not None

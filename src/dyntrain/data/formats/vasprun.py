@@ -9,7 +9,7 @@ from typing import IO
 
 import numpy as np
 
-from dyntrain.data.formats.frames import CUT_OFF, ase_stress, numbers_of, one_cell
+from dyntrain.data.formats.frames import CUT_OFF, Steps
 from dyntrain.data.formats.text import DAMAGE, damaged, open_packed
 from dyntrain.data.raw import RawRun
 from dyntrain.data.trajectory import FloatArray, check_finite
@@ -34,7 +34,7 @@ def read_vasprun(file: Path) -> RawRun:
     except UserError:
         raise
     except (ET.ParseError, *DAMAGE) as error:
-        raise damaged(file, "a vasprun.xml", error, f", frame {len(run.positions)},") from error
+        raise damaged(file, "a vasprun.xml", error, f", frame {len(run.frames.positions)},") from error
     return run.finish()
 
 
@@ -48,7 +48,7 @@ def _elements(stream: IO[bytes], run: _Vasprun) -> Iterator[ET.Element]:
                 yield element
                 element.clear()
     except ET.ParseError as error:
-        if error.code not in _ENDS_EARLY or not run.positions:
+        if error.code not in _ENDS_EARLY or not run.frames.positions:
             raise
         run.notes.append(CUT_OFF)
 
@@ -60,11 +60,7 @@ class _Vasprun:
         self.masses: list[float] = []
         self.potim: float | None = None
         self.notes: list[str] = []
-        self.positions: list[FloatArray] = []
-        self.forces: list[FloatArray] = []
-        self.cells: list[FloatArray] = []
-        self.energies: list[float] = []
-        self.pressures: list[FloatArray | None] = []
+        self.frames = Steps()
 
     def take(self, element: ET.Element) -> None:
         if element.tag == "parameters":
@@ -107,7 +103,7 @@ class _Vasprun:
         )
 
     def _frame(self, element: ET.Element) -> None:
-        frame, structure = len(self.positions), element.find("structure")
+        frame, structure = len(self.frames.positions), element.find("structure")
         forces = element.find("varray[@name='forces']")
         energy = element.find("energy/i[@name='e_fr_energy']")
         if structure is None or forces is None or energy is None:
@@ -118,34 +114,29 @@ class _Vasprun:
             raise UserError(f"{self.file}, frame {frame}: the cell must have three vectors, got {len(cell)}.")
         check_finite(fractional[None], "positions", str(self.file), frame)
         check_finite(cell[None], "cell", str(self.file), frame)
-        self.cells.append(cell)
-        self.positions.append(fractional @ cell)
-        self.forces.append(_vectors(forces))
-        self.energies.append(float(energy.text or ""))
+        self.frames.cells.append(cell)
+        self.frames.positions.append(fractional @ cell)
+        self.frames.forces.append(_vectors(forces))
+        self.frames.energies.append(float(energy.text or ""))
         pressure = _vectors(element.find("varray[@name='stress']"))
-        self.pressures.append(pressure if pressure.shape == (3, 3) else None)
-        shapes = {self.positions[-1].shape, self.forces[-1].shape, (len(self.labels), 3)}
+        self.frames.pressures.append(pressure if pressure.shape == (3, 3) else None)
+        shapes = {self.frames.positions[-1].shape, self.frames.forces[-1].shape, (len(self.labels), 3)}
         if len(shapes) > 1 or not self.labels:
             raise UserError(
                 f"{self.file}, frame {frame}: positions or forces are not of {len(self.labels)} atoms."
             )
 
     def finish(self) -> RawRun:
-        if not self.positions:
+        if not self.frames.positions:
             raise UserError(f"{self.file} holds no complete ionic step.")
-        return RawRun(
-            file=str(self.file),
-            reader="VASP vasprun.xml",
-            positions=np.stack(self.positions),
-            forces=np.stack(self.forces),
-            energies=np.array(self.energies),
-            cell=one_cell(self.cells),
-            pbc=np.ones(3, dtype=bool),
-            atomic_numbers=numbers_of(self.labels, self.file),
-            masses=np.array(self.masses),
-            dt_fs=self.potim,
+        return self.frames.run(
+            self.file,
+            "VASP vasprun.xml",
+            self.labels,
+            np.array(self.masses),
+            pressure_unit=KBAR,
             notes=self.notes,
-            stress=ase_stress(self.pressures, KBAR),
+            dt_fs=self.potim,
         )
 
 
