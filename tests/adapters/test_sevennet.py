@@ -9,6 +9,7 @@ import torch
 
 pytest.importorskip("sevenn")
 
+import e3nn
 from native_checks import (
     ELEMENTS,
     FLOAT32_ENERGY,
@@ -124,3 +125,17 @@ def test_pretrained_equals_its_calculator(name: str, tmp_path: Path, shared_data
 def test_fine_tuning_through_a_roll_out(shared_data: Path) -> None:
     losses = losses_of_fine_tuning(SevenNetModel.pretrained("sevennet-0"), shared_data, lr=2e-4)
     assert losses[-1] < 0.9 * losses[0]
+
+
+def test_a_file_does_not_depend_on_how_e3nn_generates_code() -> None:
+    """Importing NequIP turns e3nn's switch, which decides whether constants of generated code are tensors."""
+    before = e3nn.get_optimization_defaults()["jit_mode"]
+    states = {}
+    try:
+        for mode in ("eager", "script"):
+            e3nn.set_optimization_defaults(jit_mode=mode)
+            states[mode] = small().state_dict()
+            small().load_state_dict(states["eager"])
+    finally:
+        e3nn.set_optimization_defaults(jit_mode=before)
+    assert set(states["eager"]) == set(states["script"])

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,11 @@ class AdapterModel(FamilyModel):
     module: nn.Module
     species: SpeciesIndex
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_state_dict_post_hook(_leave_out_generated)
+        self.register_load_state_dict_pre_hook(_keep_generated)
+
     @property
     def elements(self) -> tuple[int, ...]:
         return self.species.elements
@@ -74,6 +79,29 @@ class AdapterModel(FamilyModel):
     def set_precision(self, precision: str) -> None:
         """Cast the raw module, parameters and floating-point buffers alike: it mixes the two."""
         self.module.to(DTYPES[precision])
+
+
+# e3nn generates code for its products, whose constants may count as tensors of the module: whether they do
+# depends on a switch of e3nn's that other packages turn (importing NequIP does). They are no part of a model.
+_GENERATED = "._compiled_main"
+
+
+def _leave_out_generated(module: nn.Module, tensors: dict[str, Any], prefix: str, _: Any) -> None:
+    for name in [name for name in tensors if name.startswith(prefix) and _GENERATED in name]:
+        del tensors[name]
+
+
+def _keep_generated(module: nn.Module, tensors: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Files may lack constants of this module's generated code, or hold some it does not have."""
+    _leave_out_generated(module, tensors, prefix, None)
+    tensors.update(
+        (prefix + name, tensor.detach()) for name, tensor in _all_tensors(module) if _GENERATED in name
+    )
+
+
+def _all_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
 
 
 @contextmanager
