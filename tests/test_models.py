@@ -271,6 +271,20 @@ def test_the_default_network_conserves_energy_as_the_step_is_refined() -> None:
     assert worst[0] / worst[1] == pytest.approx(4.0, rel=0.1)
 
 
+def test_blocks_of_pairs_do_not_change_the_default_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = with_statistics(EGNN([1, 6, 8]))
+    model.set_precision("float64")
+    state = ethanol()
+    found = []
+    for size in (7, 1000):
+        monkeypatch.setattr("dyntrain.models.egnn.PAIRS_AT_A_TIME", size)
+        prediction = Conservative(model)(state, neighbor_list(state, model.cutoff))
+        gradients = torch.autograd.grad(prediction.forces.pow(2).sum(), model.mixing)
+        found.append([prediction.energy, prediction.forces, *gradients])
+    for small, large in zip(*found, strict=True):
+        torch.testing.assert_close(small, large, rtol=1e-10, atol=1e-10)
+
+
 def test_the_envelope_ends_smoothly() -> None:
     x = torch.tensor([0.0, 1.0], dtype=torch.float64, requires_grad=True)
     value = envelope(x)

@@ -53,6 +53,17 @@ def test_values_and_first_and_second_derivatives(
         torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
 
 
+def test_a_loss_of_forces_needs_no_gradient_of_the_filters(inputs: tuple[Bonds, list[Tensor]]) -> None:
+    bonds, tensors = inputs
+    found = []
+    for function in (messages, plain):
+        out = function(bonds, *tensors)
+        forces = torch.autograd.grad(out.pow(2).sum(), tensors[1:3], create_graph=True)
+        found.append(torch.autograd.grad(sum(f.pow(3).sum() for f in forces), tensors))
+    for ours, expected in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-8)
+
+
 def test_a_third_derivative_is_refused(inputs: tuple[Bonds, list[Tensor]]) -> None:
     bonds, tensors = inputs
     out = messages(bonds, *tensors)

@@ -18,6 +18,7 @@ from dyntrain.neighbors import (
     FrozenNeighbors,
     NeighborList,
     VerletNeighbors,
+    _KnownPairs,
     neighbor_list,
     pair_vectors,
 )
@@ -114,6 +115,30 @@ def test_a_batch_lists_its_systems_one_after_the_other() -> None:
         expected += [(i + offset, j + offset, *s) for i, j, *s in pairs_of(neighbor_list(part, 4.5))]
         offset += part.n_atoms
     assert pairs_of(neighbor_list(concatenate(parts), 4.5)) == expected
+
+
+def test_a_structure_met_before_is_not_searched_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = State.from_ase(SYSTEMS["skewed"])
+    first = pairs_of(neighbor_list(state, 3.0))
+    neighbor_list(state, 3.0).shifts.add_(7.0)  # a caller's list is its own
+    monkeypatch.setattr("vesin.NeighborList.compute", lambda *_: pytest.fail("searched"))
+    assert pairs_of(neighbor_list(state, 3.0)) == first
+    others = [state.replace(positions=state.positions + 1e-14), state.replace(cell=state.cell * 1.1)]
+    for other, cutoff in [*((other, 3.0) for other in others), (state, 3.1)]:
+        with pytest.raises(pytest.fail.Exception, match="searched"):
+            neighbor_list(other, cutoff)
+
+
+def test_known_structures_are_forgotten_before_they_fill_the_memory() -> None:
+    known = _KnownPairs()
+    size = known.CAPACITY // 1500
+    pairs = (np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros((0, 3), np.int32))
+    for number in range(1600):
+        known.keep((bytes(size), number.to_bytes(2)), pairs)
+    assert known.get((bytes(size), (1599).to_bytes(2))) is not None
+    assert known.get((bytes(size), (0).to_bytes(2))) is None
+    known.keep((bytes(known.CAPACITY // 900),), pairs)
+    assert known.get((bytes(known.CAPACITY // 900),)) is None
 
 
 def test_pairs_at_the_cutoff_itself_are_out() -> None:

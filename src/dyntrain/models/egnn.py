@@ -24,6 +24,9 @@ from dyntrain.models.species import SpeciesIndex
 from dyntrain.neighbors import NeighborList, pair_vectors
 from dyntrain.state import State
 
+PAIRS_AT_A_TIME = 8192
+"""Whose densities are summed up at once: more would leave the processor's cache."""
+
 
 def envelope(x: Tensor) -> Tensor:
     """1 at x = 0, and at x = 1 zero with its first three derivatives: (1 − x²)⁴."""
@@ -183,14 +186,20 @@ class EGNN(FamilyModel):
     ) -> Tensor:
         """Σ over neighbours of radial basis × spherical tensor, a slot per element: [9, n_atoms, slots]."""
         n_species, n_atoms, n_radial = len(self.species), columns.shape[0], basis.shape[1]
-        outer = (unit[:, :, None] * unit[:, None, :]).flatten(1)
-        y = torch.cat([torch.ones_like(unit[:, :1]), unit, outer @ to_tensors], dim=-1)
-        # Products of all pairs (tensor, radial) as one product of long rows: short inner loops are slow.
-        forth = y.repeat_interleave(n_radial, dim=1) * basis.repeat(1, 9)
-        zeros = forth.new_zeros(n_atoms * n_species, 9 * n_radial)
-        density = zeros.index_add(0, i * n_species + columns.index_select(0, j), forth)
-        back = zeros.index_add(0, j * n_species + columns.index_select(0, i), forth)
-        density = density + back * self.reversal.to(forth.dtype).repeat_interleave(n_radial)
+        to_i = (i * n_species + columns.index_select(0, j)).split(PAIRS_AT_A_TIME)
+        to_j = (j * n_species + columns.index_select(0, i)).split(PAIRS_AT_A_TIME)
+        reversal = self.reversal.to(basis.dtype).repeat_interleave(n_radial)
+        density = basis.new_zeros(n_atoms * n_species, 9 * n_radial)
+        back = torch.zeros_like(density)
+        parts = zip(to_i, to_j, basis.split(PAIRS_AT_A_TIME), unit.split(PAIRS_AT_A_TIME), strict=True)
+        for i_slots, j_slots, radial, u in parts:
+            outer = (u[:, :, None] * u[:, None, :]).flatten(1)
+            y = torch.cat([torch.ones_like(u[:, :1]), u, outer @ to_tensors], dim=-1)
+            # Products of all pairs (tensor, radial) as one product of long rows: short loops are slow.
+            forth = y.repeat_interleave(n_radial, dim=1) * radial.repeat(1, 9)
+            density = density.index_add_(0, i_slots, forth)
+            back = back.index_add_(0, j_slots, forth)
+        density = density.addcmul(back, reversal)
         density = density.view(n_atoms, n_species, 9, n_radial).permute(2, 0, 1, 3)
         return density.reshape(9, n_atoms, n_species * n_radial)
 

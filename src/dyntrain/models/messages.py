@@ -94,16 +94,26 @@ class _Messages(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, out_bar: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *_MessagesBackward.apply(ctx.bonds, out_bar, *ctx.saved_tensors)
+        # Forces alone do not ask for the filters' gradient, nor does the gradient of a loss of forces.
+        to_filters = ctx.next_functions[-1][0]
+        wanted = to_filters is not None and torch._C._will_engine_execute_node(to_filters)
+        return None, *_MessagesBackward.apply(ctx.bonds, wanted, out_bar, *ctx.saved_tensors)
 
 
 class _MessagesBackward(torch.autograd.Function):
-    """Gradients with respect to x, basis, û and the filters."""
+    """Gradients with respect to x, basis, û and, where ``wanted``, the filters (else None)."""
 
     @staticmethod
     def forward(
-        ctx: Any, bonds: Bonds, out_bar: Tensor, x: Tensor, basis: Tensor, unit: Tensor, filters: Tensor
-    ) -> tuple[Tensor, ...]:
+        ctx: Any,
+        bonds: Bonds,
+        wanted: bool,
+        out_bar: Tensor,
+        x: Tensor,
+        basis: Tensor,
+        unit: Tensor,
+        filters: Tensor,
+    ) -> tuple[Tensor | None, ...]:
         ctx.bonds = bonds
         ctx.save_for_backward(out_bar, x, basis, unit, filters)
         x_bar, basis_bar = torch.zeros_like(x), torch.empty_like(basis.T)
@@ -122,13 +132,14 @@ class _MessagesBackward(torch.autograd.Function):
             unit_bar[part] = u_bar.view(-1, 3, n_channels).sum(-1)
             # Transposed: products with so few columns are slow.
             torch.mm(filters, values_bar.T, out=basis_bar[:, part])
-            filters_bar.addmm_(basis[part].T, values_bar)
-        return x_bar, basis_bar.T, unit_bar, filters_bar
+            if wanted:
+                filters_bar.addmm_(basis[part].T, values_bar)
+        return x_bar, basis_bar.T, unit_bar, filters_bar if wanted else None
 
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: Any, x_dot: Tensor, basis_dot: Tensor, unit_dot: Tensor, filters_dot: Tensor
+        ctx: Any, x_dot: Tensor, basis_dot: Tensor, unit_dot: Tensor, filters_dot: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         """The cotangents are a direction (ẋ, ḃ, u̇, ḟ): what comes out are derivatives of all first
         derivatives of ō · R(û)(F∘x) along it."""
@@ -140,7 +151,9 @@ class _MessagesBackward(torch.autograd.Function):
             u = unit[part].repeat_interleave(n_channels, dim=1)
             u_dot = unit_dot[part].repeat_interleave(n_channels, dim=1)
             values = basis[part] @ filters
-            values_dot = torch.addmm(basis_dot[part] @ filters, basis[part], filters_dot)
+            values_dot = basis_dot[part] @ filters
+            if filters_dot is not None:
+                values_dot.addmm_(basis[part], filters_dot)
             values_bar, values_bar_dot = torch.zeros_like(values), torch.zeros_like(values)
             u_bar = torch.zeros_like(u)
             for receivers, senders, sign in ends:
@@ -156,9 +169,11 @@ class _MessagesBackward(torch.autograd.Function):
                 values_bar_dot.addcmul_(sent_dot, bar).addcmul_(sent, bar_dot)
                 x_grad.index_add_(0, senders, bar_dot.mul_(values).addcmul_(bar, values_dot))
             unit_grad[part] = u_bar.view(-1, 3, n_channels).sum(-1)
-            torch.addmm(filters @ values_bar_dot.T, filters_dot, values_bar.T, out=basis_grad[:, part])
+            torch.mm(filters, values_bar_dot.T, out=basis_grad[:, part])
+            if filters_dot is not None:
+                basis_grad[:, part].addmm_(filters_dot, values_bar.T)
             filters_grad.addmm_(basis[part].T, values_bar_dot).addmm_(basis_dot[part].T, values_bar)
-        return None, out_grad, x_grad, basis_grad.T, unit_grad, filters_grad
+        return None, None, out_grad, x_grad, basis_grad.T, unit_grad, filters_grad
 
 
 def messages(bonds: Bonds, x: Tensor, basis: Tensor, unit: Tensor, filters: Tensor) -> Tensor:
@@ -172,4 +187,5 @@ def messages(bonds: Bonds, x: Tensor, basis: Tensor, unit: Tensor, filters: Tens
 
     First and second derivatives are exact; a third raises.
     """
-    return _Messages.apply(bonds, x, basis, unit, filters)
+    # A view, for autograd tells only of other nodes than leaves whether their gradient is asked for.
+    return _Messages.apply(bonds, x, basis, unit, filters.view_as(filters))

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dyntrain.models.files import network_of
 from dyntrain.potential import Potential
@@ -29,7 +30,9 @@ class Learner:
         self.potential, self.gradient_clip, self.ema = potential, gradient_clip, ema
         self.averaged = copy.deepcopy(potential).requires_grad_(False) if ema > 0 else potential
         self.parameters = [p for p in potential.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(self.parameters)
+        self._averages: list[Tensor] = list(self.averaged.parameters())
+        self._weights: list[Tensor] = list(potential.parameters())
+        self.optimizer = torch.optim.Adam(self.parameters, fused=True)
 
     def update(self, lr: float, step: int) -> float | None:
         """Apply the weights' ``grad``; its norm before clipping, None if not finite: nothing is touched then.
@@ -42,8 +45,7 @@ class Learner:
         if not math.isfinite(norm):
             return None
         if norm > self.gradient_clip:
-            for gradient in gradients:
-                gradient.mul_(self.gradient_clip / norm)
+            torch._foreach_mul_(gradients, self.gradient_clip / norm)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
@@ -51,9 +53,7 @@ class Learner:
             # Early on the average follows closely: the first weights are not worth remembering.
             decay = min(self.ema, (1.0 + step) / (10.0 + step))
             with torch.no_grad():
-                pairs = zip(self.averaged.parameters(), self.potential.parameters(), strict=True)
-                for average, weight in pairs:
-                    average.lerp_(weight, 1.0 - decay)
+                torch._foreach_lerp_(self._averages, self._weights, 1.0 - decay)
         return norm
 
     def state_dict(self) -> dict[str, Any]:
