@@ -38,7 +38,9 @@ def test_commands_and_options_exist(page: str) -> None:
 def quick_start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the quick start leaves behind, in little: runs, held-out, trained/model.pt."""
     folder = tmp_path_factory.mktemp("quick_start")
-    (folder / "train.yaml").write_text("data: [runs]\noutput: trained\nmax_time: 5s\n")
+    # By evaluations, not by the clock: a slow machine's model would be too poor to run MD with.
+    budget = "budget: {evaluations: 6000, costs: {rollout: 1.2}, validations: 3}\n"
+    (folder / "train.yaml").write_text(f"data: [runs]\noutput: trained\n{budget}")
     for words in (
         "aimd ethanol --output runs --runs 2 --steps 120 --seed 1",
         "aimd ethanol --output held-out --steps 120 --seed 7",

@@ -28,5 +28,6 @@ def test_the_short_comparison_has_all_arms(tmp_path: Path) -> None:
         assert result["deviation_eV_A"]["0"] > 0 and result["audit_eV_A"]["0"] > 0
         assert 0 <= result["n_failed"] <= result["n_runs"]
     improved = json.loads((tmp_path / "seed_0" / "improve" / "improve.json").read_text())
-    assert improved["rounds"][-1]["calls"] == 4 * 8 and improved["finished"]
+    # Up to four segments of eight frames: one whose forces turn out beyond reason ends at its first.
+    assert 8 <= improved["rounds"][-1]["calls"] <= 4 * 8 and improved["finished"]
     assert done.stdout.splitlines()[-1].startswith("| improve |")
