@@ -61,7 +61,7 @@ class Quiet:
         yield Silent()
 
     @contextmanager
-    def measuring(self) -> Iterator[Any]:
+    def progress(self) -> Iterator[Any]:
         yield lambda what, done, total: None
 
 

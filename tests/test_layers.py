@@ -15,7 +15,18 @@ _STATE = ["errors", "units", "state"]
 _POTENTIAL = [*_STATE, "neighbors", "potential"]
 _INTEGRATORS = [*_POTENTIAL, "integrators"]
 _ROLLOUT = [*_INTEGRATORS, "rollout"]
-_TRAINING = [*_ROLLOUT, "unroll", "threads", "atomic", "models", "data", "loss", "curriculum", "config"]
+_TRAINING = [
+    *_ROLLOUT,
+    "unroll",
+    "threads",
+    "signals",
+    "atomic",
+    "models",
+    "data",
+    "loss",
+    "curriculum",
+    "config",
+]
 _EVALUATE = [*_ROLLOUT, "unroll", "atomic", "models", "data", "observables", "thermostats", "simulate"]
 _COMPARE = [
     *_TRAINING,
@@ -36,6 +47,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "units": [],
     "atomic": ["errors"],
     "threads": [],
+    "signals": [],
     "state": ["errors", "units"],
     "neighbors": _STATE,
     "potential": [*_STATE, "neighbors"],

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dyntrain.cli.console import Terminal
+from dyntrain.cli.evaluate import stored_reference
+
 if TYPE_CHECKING:
     from dyntrain.compare import Comparison
-    from dyntrain.reference.cache import StoredReference
-    from dyntrain.training import Observer
 
 
 def compare(
@@ -62,7 +61,7 @@ def compare(
         seed=given.seed,
     )
     output = Path(given.output)
-    stored = _stored_reference(reference, calculator, output / "reference-results", free_runs)
+    stored = stored_reference(reference, calculator, output / "reference-results", free_runs)
     console = _Console()
     comparison = run_comparison(given, seeds, settings, console, stored)
     write_text(output / "compare.json", json.dumps(to_dict(comparison), indent=1, allow_nan=False) + "\n")
@@ -72,54 +71,8 @@ def compare(
     print(f"page: {output / 'compare.html'}")
 
 
-def _stored_reference(
-    method: str | None, options: Path | None, store: Path, n_free_runs: int
-) -> StoredReference | None:
-    from dyntrain.cli.aimd import read_options
-    from dyntrain.errors import UserError
-    from dyntrain.reference.cache import StoredReference
-
-    if method is None and options is not None:
-        raise UserError("--calculator holds keywords of --reference, which is not given: add it")
-    if method is not None and n_free_runs < 1:
-        raise UserError("--reference audits the free runs, but --free-runs is 0: allow at least one")
-    if method is None:
-        return None
-    return StoredReference(method, read_options(options) if options is not None else {}, store)
-
-
-class _Console:
+class _Console(Terminal):
     """Shows a comparison on a terminal."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-
-        self.console = Console()
-
-    def say(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-    @contextmanager
-    def training(self, name: str) -> Iterator[Observer]:
-        from dyntrain.cli.train import TrainingBar
-
-        with TrainingBar(name) as bar:
-            yield bar
-
-    @contextmanager
-    def measuring(self) -> Iterator[Callable[[str, int, int], None]]:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=self.console, transient=True) as bar:
-            tasks: dict[str, Any] = {}
-
-            def show(what: str, done: int, total: int) -> None:
-                if what not in tasks:
-                    tasks[what] = bar.add_task(what)
-                bar.update(tasks[what], completed=done, total=total)
-
-            yield show
 
     def result(self, comparison: Comparison) -> None:
         self.console.print(f"[bold]{comparison.verdict.headline}[/bold]", highlight=False, soft_wrap=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
+
+from dyntrain.cli.console import task_bars
 
 if TYPE_CHECKING:
     from dyntrain.data.trajectory import Trajectory
@@ -105,7 +106,7 @@ def evaluate(
     )
     # What would stop us after minutes of work is asked for before them.
     _check_outputs(report, json)
-    stored = _stored_reference(reference, calculator, reference_store, free_runs)
+    stored = stored_reference(reference, calculator, reference_store, free_runs)
     models = [model, *(more or [])]
     potentials = {
         name: load_potential(path, device, precision, trust)
@@ -131,9 +132,10 @@ def _check_outputs(report: Path | None, json: Path | None) -> None:
         require_report_extra()
 
 
-def _stored_reference(
+def stored_reference(
     method: str | None, options: Path | None, store: Path, n_free_runs: int
 ) -> StoredReference | None:
+    """The reference of an audit of free runs, its results kept in a folder; None: no audit is asked for."""
     from dyntrain.errors import UserError
 
     if method is None:
@@ -154,28 +156,13 @@ def _measure(
     settings: EvaluationSettings,
     reference: StoredReference | None,
 ) -> tuple[list[ModelResult], Verdict]:
+    from rich.console import Console
+
     from dyntrain.evaluate import evaluate_models, judge
 
-    with _progress() as show:
+    with task_bars(Console(stderr=True)) as show:
         results = evaluate_models(potentials, runs, settings, reference=reference, progress=show)
     return results, judge(results)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        tasks: dict[str, Any] = {}
-
-        def show(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what)
-            bar.update(tasks[what], completed=done, total=total)
-
-        yield show
 
 
 def _show_and_write(

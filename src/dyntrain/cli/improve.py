@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dyntrain.cli.console import Terminal
+
 if TYPE_CHECKING:
     from dyntrain.improve import RoundResult
-    from dyntrain.training import Observer
 
 
 def improve(
@@ -35,38 +34,8 @@ def improve(
     print(result.model)
 
 
-class _Console:
+class _Console(Terminal):
     """Shows the improvement on a terminal."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-
-        self.console = Console()
-
-    def say(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-    @contextmanager
-    def training(self, name: str) -> Iterator[Observer]:
-        from dyntrain.cli.train import TrainingBar
-
-        with TrainingBar(name) as bar:
-            yield bar
-
-    @contextmanager
-    def progress(self) -> Iterator[Callable[[str, int, int], None]]:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=self.console, transient=True) as bar:
-            tasks: dict[str, Any] = {}
-
-            def show(what: str, done: int, total: int) -> None:
-                if what not in tasks:
-                    tasks[what] = bar.add_task(what)
-                bar.update(tasks[what], completed=done, total=total)
-
-            yield show
 
     def measured(self, result: RoundResult) -> None:
         summary = result.summary()

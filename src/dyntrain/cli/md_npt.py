@@ -18,10 +18,10 @@ from dyntrain.cli.loading import load_potential
 from dyntrain.cli.md_options import Options, read_systems
 from dyntrain.errors import UserError
 from dyntrain.rollout import BurstGuard
+from dyntrain.signals import StopSignals
 from dyntrain.simulate import TrajectoryWriter, atom_name, check_start
 from dyntrain.state import State
 from dyntrain.threads import limit_threads
-from dyntrain.training.signals import StopSignals
 from dyntrain.units import FS
 
 

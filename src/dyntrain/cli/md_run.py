@@ -18,6 +18,7 @@ from dyntrain.cli.md_options import Options, System, read_systems
 from dyntrain.errors import UserError
 from dyntrain.potential import Potential
 from dyntrain.rollout import Frame
+from dyntrain.signals import StopSignals
 from dyntrain.simulate import (
     Burst,
     Simulation,
@@ -36,7 +37,6 @@ from dyntrain.simulate import (
 from dyntrain.state import State, concatenate
 from dyntrain.thermostats import CSVR, Langevin, NoseHooverChain, Thermostat
 from dyntrain.threads import limit_threads
-from dyntrain.training.signals import StopSignals
 from dyntrain.units import FS
 
 _MOST_SHOWN = 10

@@ -67,7 +67,7 @@ class CompareObserver(Protocol):
 
     def training(self, name: str) -> AbstractContextManager[Observer]: ...
 
-    def measuring(self) -> AbstractContextManager[Callable[[str, int, int], None]]: ...
+    def progress(self) -> AbstractContextManager[Callable[[str, int, int], None]]: ...
 
 
 def run_comparison(
@@ -104,7 +104,7 @@ def run_comparison(
     trained, measured = _train_all(config, seeds, split, observer)
     data = setup.fingerprint(Split(split.train, runs, [], ""))
     device = device_for(config)
-    with observer.measuring() as progress:
+    with observer.progress() as progress:
         held_out = {
             arm: [
                 measure(

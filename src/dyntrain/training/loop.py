@@ -18,6 +18,7 @@ from dyntrain.data.store import read_ahead
 from dyntrain.loss import counts, no_counts
 from dyntrain.models.files import model_record
 from dyntrain.potential import Potential
+from dyntrain.signals import StopSignals
 from dyntrain.threads import limit_threads
 from dyntrain.training import setup
 from dyntrain.training.budget import evaluation_cost, measure_budget
@@ -36,7 +37,6 @@ from dyntrain.training.processes import (
     together,
 )
 from dyntrain.training.sampling import Sampler, displaced
-from dyntrain.training.signals import StopSignals
 from dyntrain.training.step import StepResult, joined, loss_and_gradient, sum_gradients, sum_results
 from dyntrain.training.validation import Validation, validation_row
 
