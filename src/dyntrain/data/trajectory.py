@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import itertools
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -294,10 +294,6 @@ class Trajectory:
             object.__setattr__(other, name, changes.get(name, getattr(self, name)))
         other._settle(unchecked)
         return other
-
-    def with_notes(self, notes: Iterable[str]) -> Trajectory:
-        """The same run with more notes."""
-        return self.replace(notes=(*self.notes, *notes))
 
     def crosses_break(self, start: int, stop: int) -> bool:
         """Whether frames start … stop − 1 lie on both sides of a break."""

@@ -26,11 +26,6 @@ Y_LABELS = {
 }
 
 
-def kinds_shown(results: Sequence[ModelResult]) -> set[str]:
-    """Which kinds of curves there are."""
-    return {curve.kind for result in results if result.motion for curve in result.motion.curves}
-
-
 def motion_panels(results: Sequence[ModelResult], kinds: Sequence[str]) -> tuple[Any, int] | None:
     """One panel a quantity, the recording dark, each model in its colour, bands one standard error wide.
 
