@@ -55,6 +55,30 @@ def test_the_stress_by_hand() -> None:
     assert set(loss.at(whole, targets, BOTH, counts(BOTH), 1)) == {"forces"}
 
 
+@pytest.mark.parametrize("step", [1, 5])
+def test_deviations_as_the_constant_force_that_makes_them(step: int) -> None:
+    """Velocity Verlet under a force that is wrong by a constant; systems with time steps of their own."""
+    wrong = numbers([[0.3, 0, 0], [0, -0.2, 0], [0.1, 0.1, 0], [0, 0, 0.4]])
+    dt = numbers([[0.5, 2.0]])[0]
+    time = (step * dt)[BOTH.system_idx][:, None]
+    found = frame(
+        BOTH,
+        step=step,
+        positions=wrong / BOTH.masses[:, None] * time**2 / 2,
+        velocities=wrong / BOTH.masses[:, None] * time,
+    )
+    for quantity in ("positions", "velocities"):
+        loss = Loss([Term(quantity, as_force=True)])
+        part = loss.at(found, no_targets(BOTH, 6), BOTH, counts(BOTH), 6, dt)[quantity]
+        assert float(part) == pytest.approx(float(wrong.abs().mean()), rel=1e-12)
+        with pytest.raises(ValueError, match="time between the frames"):
+            loss.at(found, no_targets(BOTH, 6), BOTH, counts(BOTH), 6)
+        # A system that burst leaves the other's weight, and its time step, alone.
+        survivor = frame(CH, step=step, systems=[1], **{quantity: getattr(found.state, quantity)[2:]})
+        part = loss.at(survivor, no_targets(BOTH, 6), BOTH, counts(BOTH), 6, dt)[quantity]
+        assert float(part) == pytest.approx(float(wrong[2:].abs().sum()) / 12, rel=1e-12)
+
+
 def test_forces_that_were_not_recorded_teach_nothing() -> None:
     missing = replace(no_targets(BOTH), unlabelled=torch.tensor([False, False, True, False]))
     for term, value in ((Term("forces"), 2.5 / 4), (Term("forces", per_element=True), 2.5 / 3)):

@@ -30,6 +30,9 @@ class Term:
     per_element: mean over each element's atoms first, then the sum over elements (METHOD: so that two H
                  weigh as much as 49 C)
     only_single_frames: the term counts only while S = 1 (METHOD: energies)
+    as_force: positions and velocities only: compared is the constant force error that makes the deviation in
+                 the time t since the segment's start, 2 m Δr/t² or m Δv/t, eV/Å. Late steps then weigh as
+                 early ones, and errors that last weigh more than those that change sign on the way.
     """
 
     quantity: Quantity
@@ -38,6 +41,7 @@ class Term:
     per_element: bool = False
     delta: float = 0.1
     only_single_frames: bool = False
+    as_force: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,14 @@ def _deviation(delta: Tensor, term: Term) -> Tensor:
     return torch.nn.functional.huber_loss(delta, torch.zeros_like(delta), reduction="none", delta=term.delta)
 
 
+def _force_of_deviation(quantity: Quantity, frame: Frame, dt: Tensor | None) -> Tensor:
+    """[n_atoms]: times a deviation this is the constant force error that makes it in the frame's time."""
+    if dt is None:
+        raise ValueError("a term with as_force needs the time between the frames")
+    time = (frame.step * dt[frame.systems])[frame.state.system_idx]
+    return frame.state.masses * (2.0 / time**2 if quantity == "positions" else 1.0 / time)
+
+
 class Loss:
     """Σ_steps w(step) Σ_terms weight · mean deviation (METHOD: loss = Σ_k w(k) L(F̂(k), F_AIMD(k))).
 
@@ -105,7 +117,13 @@ class Loss:
         return next((t for t in self.active_terms(segment_length) if t.quantity == "stress"), None)
 
     def at(
-        self, frame: Frame, targets: Targets, start: State, totals: Tensor, segment_length: int
+        self,
+        frame: Frame,
+        targets: Targets,
+        start: State,
+        totals: Tensor,
+        segment_length: int,
+        dt: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """This step's part of the loss by term, weights included; their sum is to be differentiated.
 
@@ -118,6 +136,7 @@ class Loss:
             start: the batch's first frames (numbering of atoms and systems).
             totals: ``counts`` of the joined batch.
             segment_length: S.
+            dt: time between the frames of each of the batch's systems, [n_systems]; needed by ``as_force``.
         """
         weight = self.step_weights.at(frame.step, segment_length)
         whole = frame.systems.numel() == start.n_systems
@@ -140,6 +159,8 @@ class Loss:
                 delta = found - reference
                 if term.quantity == "forces" and targets.unlabelled is not None:
                     delta = delta.masked_fill(targets.unlabelled[atoms, None], 0.0)
+                if term.as_force and frame.step > 0:
+                    delta = delta * _force_of_deviation(term.quantity, frame, dt)[:, None]
                 value = self._mean_over_atoms(delta, frame.state, totals, term)
             parts[term.quantity] = weight * term.weight * value
         return parts

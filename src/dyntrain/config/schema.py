@@ -130,6 +130,15 @@ class AtomTermConfig(TermConfig):
     )
 
 
+class AlongTermConfig(AtomTermConfig):
+    """A term of the loss that grows along the roll-out."""
+
+    as_force: bool = Field(
+        default=False,
+        description="as the constant force error that makes it in the time t: 2 m Δr/t², m Δv/t (eV/Å)",
+    )
+
+
 class EnergyTermConfig(TermConfig):
     """The energy term, per atom."""
 
@@ -141,8 +150,8 @@ class LossConfig(_Section):
 
     forces: AtomTermConfig | None = Field(default=AtomTermConfig(), description="eV/Å")
     energy: EnergyTermConfig | None = Field(default=EnergyTermConfig(), description="eV per atom")
-    positions: AtomTermConfig | None = Field(default=None, description="Å, along the roll-out")
-    velocities: AtomTermConfig | None = Field(default=None, description="Å/ASE time, along the roll-out")
+    positions: AlongTermConfig | None = Field(default=None, description="Å, along the roll-out")
+    velocities: AlongTermConfig | None = Field(default=None, description="Å/ASE time, along the roll-out")
     stress: TermConfig | None = Field(
         default=None, description="eV/Å³ (ASE's sign), while the segment length is 1; the runs must have it"
     )

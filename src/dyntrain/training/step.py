@@ -46,7 +46,7 @@ def loss_and_gradient(
     pending: Tensor | None = None
     n_left = n_frames = 0
     for frame in frames:
-        parts = loss.at(frame, batch.targets, batch.state, totals, length)
+        parts = loss.at(frame, batch.targets, batch.state, totals, length, batch.dt)
         if stress_term is not None:
             stress = potential.stress(frame.state, neighbors(frame.state))
             parts["stress"] = loss.at_stress(stress_term, stress, frame, batch.targets, totals)

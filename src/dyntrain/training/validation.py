@@ -85,7 +85,7 @@ class Validation:
         for frame in frames:
             whole = frame.systems.numel() == batch.state.n_systems
             atoms = slice(None) if whole else batch.state.atoms_of(frame.systems)
-            parts = self.loss.at(frame, batch.targets, batch.state, self.totals, batch.length)
+            parts = self.loss.at(frame, batch.targets, batch.state, self.totals, batch.length, batch.dt)
             error = (frame.prediction.forces - batch.targets.forces[frame.step][atoms]).abs()
             if batch.targets.unlabelled is not None:
                 error = error[~batch.targets.unlabelled[atoms]]
