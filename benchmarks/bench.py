@@ -138,12 +138,18 @@ def md_rows(worker: Worker, reference: Worker | None, n_rounds: int) -> list[dic
     def ask(network: str) -> float:
         return worker.run("md", network=network, n_steps=MD_STEPS)["cpu"] / each
 
-    contestants = {name: lambda name=name: ask(name) for name in ("paper", "egnn", "plain")}
+    networks = ("paper", "paper with tables", "egnn", "plain")
+    contestants = {name: lambda name=name: ask(name) for name in networks}
     if reference is not None:
         contestants["reference"] = lambda: reference.run("md", n_steps=MD_STEPS)["cpu"] / each
     found = in_turns(contestants, n_rounds)
     rows = []
-    for name, times in (("paper", 6.0), ("egnn", 20.0)):
+    titles = {
+        "paper": "paper's network",
+        "paper with tables": "the same with tables",
+        "egnn": "default network",
+    }
+    for name, times in (("paper", 6.0), ("paper with tables", 9.0), ("egnn", 20.0)):
         mine = statistics.median(found[name])
         faster = ratio(found["reference"], found[name]) if reference is not None else QUOTED["md"] / mine
         how = (
@@ -153,8 +159,7 @@ def md_rows(worker: Worker, reference: Worker | None, n_rounds: int) -> list[dic
         )
         measured = f"{1e3 * mine:.2f} ms a structure and step; {faster:.1f} × less than {how}, "
         measured += f"{ratio(found['plain'], found[name]):.1f} × less than our plain evaluation"
-        network = "paper's network" if name == "paper" else "default network"
-        what = f"batched roll-out without gradient, {network}"
+        what = f"batched roll-out without gradient, {titles[name]}"
         rows.append(row(what, f"≥ {times:g} × less CPU", measured, faster >= times, seconds=found))
     return rows
 
@@ -200,23 +205,29 @@ def memory_rows() -> list[dict[str, Any]]:
 
 
 def overhead_rows(worker: Worker, n_rounds: int) -> list[dict[str, Any]]:
+    """More rounds than elsewhere: differences of a few per cent are sought."""
     rows = []
-    for network in ("paper", "egnn"):
+    for network, rounds in (("paper", n_rounds + 4), ("egnn", 5 * n_rounds)):
+        steps = {"of known frames": True, "of frames never met": False}
         contestants = {
-            "whole": lambda network=network: worker.run("whole_training_step", network=network)["cpu"],
-            "bare": lambda network=network: worker.run("bare_training_step", network=network)["cpu"],
+            kind: lambda network=network, known=known: worker.run(
+                "whole_training_step", network=network, met_before=known
+            )["cpu"]
+            for kind, known in steps.items()
         }
-        found = in_turns(contestants, n_rounds + 4)
-        more = ratio(found["whole"], found["bare"]) - 1.0
-        what = f"training step over the bare network, {network}"
-        rows.append(row(what, "≤ 5 %", f"{100 * more:.0f} %", more <= 0.05, seconds=found))
+        contestants["bare"] = lambda network=network: worker.run("bare_training_step", network=network)["cpu"]
+        found = in_turns(contestants, rounds)
+        for kind in steps:
+            more = ratio(found[kind], found["bare"]) - 1.0
+            what = f"training step {kind} over the bare network, {network}"
+            rows.append(row(what, "≤ 5 %", f"{100 * more:.0f} %", more <= 0.05, seconds=found))
         contestants = {
             "whole": lambda network=network: worker.run("md", network=network, n_steps=MD_STEPS)["cpu"],
             "bare": lambda network=network: worker.run("bare_evaluations", network=network, n_steps=MD_STEPS)[
                 "cpu"
             ],
         }
-        found = in_turns(contestants, n_rounds + 4)
+        found = in_turns(contestants, rounds)
         more = ratio(found["whole"], found["bare"]) - 1.0
         what = f"batched MD step over the bare network, {network}"
         rows.append(row(what, "≤ 15 %", f"{100 * more:.0f} %", more <= 0.15, seconds=found))
@@ -266,12 +277,12 @@ def rival_rows(environments: Path, n_rounds: int) -> list[dict[str, Any]]:
             rows.append(row("MD step through ASE, dyntrain", "", f"{milliseconds:.1f} ms, {error}", None))
             continue
         faster = ratio(found[name], found["egnn"])
-        fair = facts["force_error"] >= present["egnn"]["force_error"]
-        measured = f"{milliseconds:.1f} ms, {error}: ours is {faster:.1f} × faster"
-        target = "≥ 3 × faster at equal error"
-        rows.append(
-            row(f"MD step through ASE, {facts['title']}", target, measured, faster >= 3.0 if fair else None)
-        )
+        # A rival that does not reach our error would need more, not less, to do so.
+        worse = facts["force_error"] > present["egnn"]["force_error"]
+        measured = f"{milliseconds:.1f} ms, {error} ({'more' if worse else 'less'} than ours): "
+        measured += f"ours is {faster:.1f} × faster"
+        what, target = f"MD step through ASE, {facts['title']}", "≥ 3 × faster at equal error"
+        rows.append(row(what, target, measured, faster >= 3.0 if worse else None, seconds=found))
     return rows
 
 

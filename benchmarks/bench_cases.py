@@ -8,10 +8,12 @@ One line of JSON in, one out: CPU and wall seconds of the case. One thread.
 from __future__ import annotations
 
 import json
+import random
 import resource
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -52,11 +54,13 @@ def structures() -> list[Atoms]:
 
 @cache
 def potential(network: str) -> Conservative:
-    """The paper's network (fast or plain) or the default one, untrained, in single precision."""
+    """The paper's network (fast, with tables or plain) or the default one, untrained, single precision."""
     torch.manual_seed(0)
     if network == "egnn":
         return Conservative(EGNN(ELEMENTS))
     paper = PaperEGNN(ELEMENTS)
+    if network == "paper with tables":
+        return Conservative(paper).eval()  # as a model file is loaded
     return Conservative(paper if network == "paper" else PlainPaperEGNN(paper))
 
 
@@ -117,9 +121,14 @@ def learner(network: str) -> Learner:
     return Learner(potential(network), gradient_clip=1.0, ema=0.99)
 
 
-def whole_training_step(network: str) -> None:
-    """All that a step of `dyntrain train` does at S = 1: batch, neighbours, loss, gradient, update."""
+def whole_training_step(network: str, met_before: bool) -> None:
+    """All that a step of `dyntrain train` does at S = 1: batch, neighbours, loss, gradient, update.
+
+    Frames met before have their neighbours from then, as in all epochs but the first; others are searched.
+    """
     of = collate([Segment(0, 5 * k, 1) for k in range(BATCH_SIZE)], [trajectory()])
+    if not met_before:
+        of = replace(of, state=of.state.replace(positions=of.state.positions + 1e-9 * random.random()))
     learning = learner(network)
     loss_and_gradient(learning.potential, of, LOSS, StopGradient(), counts(of.state))
     learning.update(1e-6, 100)

@@ -176,7 +176,7 @@ def serve(name: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--make", nargs="+", choices=list(MODELS_BY_NAME))
-    parser.add_argument("--seconds", type=float, default=240.0, help="CPU time of a model's training")
+    parser.add_argument("--seconds", type=float, default=140.0, help="CPU time of a model's training")
     parser.add_argument("--serve", choices=list(MODELS_BY_NAME))
     arguments = parser.parse_args()
     torch.set_num_threads(1)

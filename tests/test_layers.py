@@ -64,7 +64,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "unroll": [*_ROLLOUT, "data"],
     "thermostats": _INTEGRATORS,
     "simulate": [*_ROLLOUT, "thermostats", "atomic", "data"],
-    "calculator": [*_ROLLOUT, "models"],
+    "calculator": [*_ROLLOUT, "models", "threads"],
     "deploy": [*_POTENTIAL, "models", "calculator"],
     "reference": ["errors", "units", "atomic", "data"],
     "training": _TRAINING,

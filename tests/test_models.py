@@ -18,8 +18,9 @@ from dyntrain.data.segments import Targets
 from dyntrain.errors import UserError
 from dyntrain.integrators import VelocityVerlet
 from dyntrain.loss import Loss, StepWeights, Term, counts
-from dyntrain.models.egnn import EGNN, envelope
+from dyntrain.models.egnn import EGNN
 from dyntrain.models.files import build_model, load_model, save_model, set_precision
+from dyntrain.models.pair_basis import envelope
 from dyntrain.models.paper_egnn import PaperEGNN, published_name
 from dyntrain.models.paper_plain import PlainPaperEGNN
 from dyntrain.neighbors import FrozenNeighbors, neighbor_list
@@ -329,6 +330,7 @@ def test_a_saved_model_is_the_same_when_loaded(name: str, precision: str, tmp_pa
     if isinstance(model, EGNN):
         with_statistics(model)
     set_precision(model, precision)
+    model.eval()  # as a loaded one is
     path = tmp_path / "model.pt"
     save_model(Conservative(model), path, provenance={"data": "none"})
     loaded = load_model(path)

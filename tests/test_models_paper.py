@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dyntrain.models import paper_sweeps
+from dyntrain.models import paper_pairs
 from dyntrain.models.chebyshev import (
     chebyshev_coefficients,
     chebyshev_slopes,
@@ -119,7 +119,7 @@ def test_blocks_of_pairs_do_not_change_the_numbers(
     network: PaperEGNN, cluster: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = gradients(network, cluster)
-    monkeypatch.setattr(paper_sweeps.Pairs, "PAIRS_IN_CACHE", 7)
+    monkeypatch.setattr(paper_pairs.Pairs, "PAIRS_IN_CACHE", 7)
     for ours, expected in zip(gradients(network, cluster), whole, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-11, atol=1e-11)
 

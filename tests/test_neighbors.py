@@ -18,6 +18,8 @@ from dyntrain.neighbors import (
     FrozenNeighbors,
     NeighborList,
     VerletNeighbors,
+    _canonical_order,
+    _Found,
     _KnownPairs,
     neighbor_list,
     pair_vectors,
@@ -132,13 +134,24 @@ def test_a_structure_met_before_is_not_searched_again(monkeypatch: pytest.Monkey
 def test_known_structures_are_forgotten_before_they_fill_the_memory() -> None:
     known = _KnownPairs()
     size = known.CAPACITY // 1500
-    pairs = (np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros((0, 3), np.int32))
+    pairs = _Found(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros((0, 3), np.int32), True)
     for number in range(1600):
         known.keep((bytes(size), number.to_bytes(2)), pairs)
     assert known.get((bytes(size), (1599).to_bytes(2))) is not None
     assert known.get((bytes(size), (0).to_bytes(2))) is None
     known.keep((bytes(known.CAPACITY // 900),), pairs)
     assert known.get((bytes(known.CAPACITY // 900),)) is None
+
+
+@pytest.mark.parametrize("furthest", [3, 10**9])
+def test_pairs_are_ordered_however_far_the_cells_are_apart(furthest: int) -> None:
+    random = np.random.default_rng(0)
+    i, j = (random.integers(0, 4, 200, dtype=np.int64) for _ in range(2))
+    shifts = random.integers(-2, 3, (200, 3), dtype=np.int32)
+    shifts[:, 1] *= furthest // 3
+    order = _canonical_order(i, j, shifts)
+    rows = [(int(i[k]), int(j[k]), *shifts[k].tolist()) for k in order]
+    assert rows == sorted(rows)
 
 
 def test_pairs_at_the_cutoff_itself_are_out() -> None:

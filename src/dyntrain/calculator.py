@@ -14,6 +14,7 @@ from ase.calculators.calculator import all_changes
 from dyntrain.neighbors import VerletNeighbors
 from dyntrain.potential import Potential
 from dyntrain.state import State
+from dyntrain.threads import keep_freed_memory
 
 
 class Calculator(AseCalculator):
@@ -50,6 +51,7 @@ class Calculator(AseCalculator):
         tensors = [*self.potential.parameters(), *self.potential.buffers()]
         self._device = tensors[0].device if tensors else torch.device("cpu")
         self.neighbors = VerletNeighbors(self.potential.cutoff, skin)
+        keep_freed_memory()
 
     def calculate(
         self,

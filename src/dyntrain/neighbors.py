@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -89,32 +89,80 @@ _ASKEW = np.linalg.qr(np.array([[3.0, 1.0, 2.0], [1.0, 4.0, -1.0], [-2.0, 1.0, 5
 """A rotation that takes no axis and no plane of axes to another."""
 
 
-_Pairs = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""i, j [n_pairs] and shifts [n_pairs, 3] of one system, int32."""
+class _Found(NamedTuple):
+    """Pairs of one system in canonical order, as a search found them.
+
+    i, j, shifts: [n_pairs], [n_pairs], [n_pairs, 3], int32
+    all_within:   no pair lies so near the cutoff that its distance has to be looked at again
+    """
+
+    i: np.ndarray
+    j: np.ndarray
+    shifts: np.ndarray
+    all_within: bool
+
+    @property
+    def nbytes(self) -> int:
+        return self.i.nbytes + self.j.nbytes + self.shifts.nbytes
 
 
-def _sorted_pairs(i: np.ndarray, j: np.ndarray, shifts: np.ndarray) -> _Pairs:
-    """By i, then j, then shift."""
-    lowest = shifts.min(0, initial=0)
-    at, span = shifts - lowest, shifts.max(0, initial=0) - lowest + 1
-    # Two keys of whole numbers instead of five.
-    images = (at[:, 0] * span[1] + at[:, 1]) * span[2] + at[:, 2]
-    order = np.lexsort((images, i * (j.max(initial=0) + 1) + j))
-    return i[order].astype(np.int32), j[order].astype(np.int32), shifts[order].astype(np.int32)
+def _canonical_order(i: np.ndarray, j: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+    """Indices that sort by i, then j, then shift."""
+    n_atoms, span = int(j.max(initial=0)) + 1, int(shifts.max(initial=0)) - int(shifts.min(initial=0)) + 1
+    if n_atoms**2 * span**3 >= 2**62:  # atoms an astronomical number of cells apart
+        return np.lexsort((*shifts.T[::-1], j, i))
+    # One whole number a pair instead of five: no two are equal, so that any sort will do.
+    a, b, c = shifts.T
+    key = (((i * n_atoms + j) * span + a) * span + b) * span + c
+    return torch.from_numpy(key).argsort().numpy()  # in a third of numpy's time
 
 
-def _pairs_of_system(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float) -> _Pairs:
-    """Pairs of one system in canonical order; a hair too many."""
-    finder = vesin.NeighborList(cutoff=cutoff + _HAIR, full_list=False, n_threads=1)
+class _System(NamedTuple):
+    """positions [n_atoms, 3], cell [3, 3] with vectors in all directions that repeat, pbc [3]."""
+
+    positions: np.ndarray
+    cell: np.ndarray
+    pbc: np.ndarray
+
+
+def _search(systems: list[_System], cutoff: float) -> list[_Found]:
+    """Pairs of each system in canonical order; a hair too many.
+
+    All but vesin's own search is done for all systems at once: each step costs by itself, too.
+    """
+    raw = [_in_any_order(system, cutoff + _HAIR) for system in systems]
+    starts = np.cumsum([0, *(len(system.positions) for system in systems)])[:-1]
+    n_pairs = [len(found[0]) for found in raw]
+    ends = np.cumsum(n_pairs)
+    i, j, shifts, _ = (np.concatenate(column) for column in zip(*raw, strict=True))
+    first = np.repeat(starts, n_pairs)
+    i, j = i.astype(np.int64) + first, j.astype(np.int64) + first
+    turned = i > j
+    own = np.flatnonzero(i == j)
+    if own.size:
+        images = shifts[own]
+        turned[own] = np.take_along_axis(images, (images != 0).argmax(1)[:, None], 1)[:, 0] < 0
+    i, j = np.minimum(i, j), np.maximum(i, j)
+    shifts = shifts * np.where(turned, -1, 1).astype(np.int32)[:, None]
+    order = _canonical_order(i, j, shifts)
+    i, j = (i - first).astype(np.int32).take(order), (j - first).astype(np.int32).take(order)
+    shifts = shifts.take(order, axis=0)
+    found = []
+    for (*_, distances), n, end in zip(raw, n_pairs, ends, strict=True):
+        part = slice(end - n, end)
+        all_within = bool(distances.max(initial=0.0) < cutoff - _HAIR)
+        found.append(_Found(i[part].copy(), j[part].copy(), shifts[part].copy(), all_within))
+    return found
+
+
+def _in_any_order(system: _System, cutoff: float) -> tuple[np.ndarray, ...]:
+    """Each pair once, as vesin finds it: i, j, shifts, distances."""
+    positions, cell, pbc = system
     if not pbc.any():
         # vesin 0.6 divides by extents: it dies of far-spread atoms in a plane of the axes.
         positions = positions @ _ASKEW
-    i, j, shifts = finder.compute(positions, cell, [bool(p) for p in pbc], "ijS")
-    i, j, shifts = i.astype(np.int64), j.astype(np.int64), shifts.astype(np.int64)
-    first_nonzero = np.take_along_axis(shifts, (shifts != 0).argmax(1)[:, None], 1)[:, 0]
-    turned = (i > j) | ((i == j) & (first_nonzero < 0))
-    i, j = np.where(turned, j, i), np.where(turned, i, j)
-    return _sorted_pairs(i, j, np.where(turned[:, None], -shifts, shifts))
+    finder = vesin.NeighborList(cutoff=cutoff, full_list=False, n_threads=1)
+    return tuple(finder.compute(positions, cell, pbc.tolist(), "ijSd"))
 
 
 class _KnownPairs:
@@ -127,15 +175,16 @@ class _KnownPairs:
     """Bytes."""
 
     def __init__(self) -> None:
-        self._found: dict[tuple[bytes, ...], _Pairs] = {}
+        self._found: dict[tuple[bytes, ...], _Found] = {}
         self._size = 0
 
-    def get(self, structure: tuple[bytes, ...]) -> _Pairs | None:
+    def get(self, structure: tuple[bytes, ...]) -> _Found | None:
         return self._found.get(structure)
 
-    def keep(self, structure: tuple[bytes, ...], pairs: _Pairs) -> None:
-        size = sum(len(part) for part in structure) + sum(part.nbytes for part in pairs)
-        if size > self.CAPACITY // 1000:  # large systems: MD, which never comes back to a structure
+    def keep(self, structure: tuple[bytes, ...], pairs: _Found) -> None:
+        size = sum(len(part) for part in structure) + pairs.nbytes
+        # Large systems: MD, which never comes back to a structure. Known: twice in one batch.
+        if size > self.CAPACITY // 1000 or structure in self._found:
             return
         if self._size + size > self.CAPACITY:
             self._found, self._size = {}, 0
@@ -148,7 +197,7 @@ _known_pairs = _KnownPairs()
 
 def _periodic_cell(system: int, cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
     """The cell with vectors in all directions; refuses a periodic one without."""
-    if not pbc.any():
+    if not pbc.any() or (pbc.all() and abs(np.linalg.det(cell)) > 1.0):  # nearly always
         return cell
     lengths = np.linalg.norm(cell[pbc], axis=1)
     completed = _completed(cell, pbc)
@@ -174,31 +223,40 @@ def neighbor_list(state: State, cutoff: float) -> NeighborList:
             "neighbor_list got positions that carry a gradient, which it cannot pass on: detach the state "
             "first and compute r_ij from the list with pair_vectors"
         )
-    return _within(state.detach(), _candidates(state, cutoff), cutoff)
+    candidates, all_within = _candidates(state, cutoff)
+    return candidates if all_within else _within(state.detach(), candidates, cutoff)
 
 
-def _candidates(state: State, cutoff: float) -> NeighborList:
-    """All pairs closer than ``cutoff``, and some that are a hair further."""
+def _candidates(state: State, cutoff: float) -> tuple[NeighborList, bool]:
+    """All pairs closer than ``cutoff``, and some that are a hair further; whether surely none is."""
     if not bool(torch.isfinite(state.positions).all()):
         raise ValueError("neighbor_list got positions that are not finite")
     positions = state.positions.cpu().numpy()
     cells, pbcs = state.cell.detach().cpu().numpy(), state.pbc.cpu().numpy()
     ends = np.cumsum(state.n_atoms_per_system().cpu().numpy())
-    parts = []
-    for system, end in enumerate(ends):
-        start = int(ends[system - 1]) if system else 0
-        here, cell, pbc = positions[start:end], cells[system], pbcs[system]
-        structure = (here.tobytes(), cell.tobytes(), pbc.tobytes(), struct.pack("d", cutoff))
-        pairs = _known_pairs.get(structure)
-        if pairs is None:
-            pairs = _pairs_of_system(here, _periodic_cell(system, cell, pbc), pbc, cutoff)
-            _known_pairs.keep(structure, pairs)
-        i, j, shifts = pairs
-        parts.append((i + start, j + start, shifts))
+    starts = np.concatenate([[0], ends[:-1]])
+    systems = [_System(positions[a:b], *box) for a, b, *box in zip(starts, ends, cells, pbcs, strict=True)]
+    found = _found(systems, cutoff)
+    parts = [(f.i + start, f.j + start, f.shifts) for f, start in zip(found, starts, strict=True)]
+    all_within = all(f.all_within for f in found)
     first, second, images = (
         torch.from_numpy(np.concatenate(column)).to(state.device) for column in zip(*parts, strict=True)
     )
-    return NeighborList(first.long(), second.long(), images.double())
+    return NeighborList(first.long(), second.long(), images.double()), all_within
+
+
+def _found(systems: list[_System], cutoff: float) -> list[_Found]:
+    """Pairs of each system, searched where they are not known."""
+    radius = struct.pack("d", cutoff)
+    keys = [(*(array.tobytes() for array in system), radius) for system in systems]
+    found = [_known_pairs.get(key) for key in keys]
+    missing = [number for number, pairs in enumerate(found) if pairs is None]
+    if missing:
+        wanted = [systems[k]._replace(cell=_periodic_cell(k, *systems[k][1:])) for k in missing]
+        for k, pairs in zip(missing, _search(wanted, cutoff), strict=True):
+            found[k] = pairs
+            _known_pairs.keep(keys[k], pairs)
+    return [pairs for pairs in found if pairs is not None]
 
 
 def _completed(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
@@ -234,10 +292,17 @@ class VerletNeighbors:
     def __call__(self, state: State) -> NeighborList:
         state = state.detach()
         if self._candidates is None or not self._still_valid(state):
-            self._candidates = _candidates(state, self.cutoff + self.skin + _HAIR)
+            self._candidates = self._built(state)
             self._built_at = state
             self.n_rebuilds += 1
-        return _within(state, self._candidates, self.cutoff)
+        # Without a skin the list stands for these very positions.
+        return _within(state, self._candidates, self.cutoff) if self.skin > 0 else self._candidates
+
+    def _built(self, state: State) -> NeighborList:
+        if self.skin == 0:
+            return neighbor_list(state, self.cutoff)
+        candidates, _ = _candidates(state, self.cutoff + self.skin + _HAIR)
+        return candidates
 
     def _still_valid(self, state: State) -> bool:
         built = self._built_at

@@ -18,57 +18,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from dyntrain.models.egnn_inference import energies_and_slopes
 from dyntrain.models.family import FamilyModel
 from dyntrain.models.messages import Bonds, messages
+from dyntrain.models.pair_basis import REVERSAL, RadialBasis, degree_two
 from dyntrain.models.species import SpeciesIndex
 from dyntrain.neighbors import NeighborList, pair_vectors
+from dyntrain.potential import PairSlopes
 from dyntrain.state import State
 
 PAIRS_AT_A_TIME = 8192
 """Whose densities are summed up at once: more would leave the processor's cache."""
-
-
-def envelope(x: Tensor) -> Tensor:
-    """1 at x = 0, and at x = 1 zero with its first three derivatives: (1 − x²)⁴."""
-    return (1.0 - x * x) ** 4
-
-
-class RadialBasis(nn.Module):
-    """sin(n π d/c)/d · envelope(d/c), n = 1 … n_radial (Gasteiger et al., ICLR 2020), scaled to unit size.
-
-    Args:
-        cutoff: c, Å.
-    """
-
-    def __init__(self, n_radial: int, cutoff: float) -> None:
-        super().__init__()
-        self.cutoff = cutoff
-        self.register_buffer(
-            "wave_numbers",
-            math.pi / cutoff * torch.arange(1, n_radial + 1, dtype=torch.float64),
-            persistent=False,
-        )
-
-    wave_numbers: Tensor
-
-    def forward(self, distances: Tensor) -> Tensor:
-        """[n_pairs] Å → [n_pairs, n_radial]."""
-        scale = 2.0 * envelope(distances / self.cutoff) / distances
-        return torch.sin(distances[:, None] * self.wave_numbers.to(distances.dtype)) * scale[:, None]
-
-
-def _degree_two() -> Tensor:
-    """[9, 5]: entries of u uᵀ (row by row) → five real spherical tensors with |Y₂|² = 1 for unit u.
-
-    The same table turns components back into the symmetric traceless matrix, up to one common factor.
-    """
-    half3 = 0.5 * math.sqrt(3.0)
-    xy = [0, half3, 0, half3, 0, 0, 0, 0, 0]
-    yz = [0, 0, 0, 0, 0, half3, 0, half3, 0]
-    zz = [-0.5, 0, 0, 0, -0.5, 0, 0, 0, 1.0]
-    xz = [0, 0, half3, 0, 0, 0, half3, 0, 0]
-    xxyy = [half3, 0, 0, 0, -half3, 0, 0, 0, 0]
-    return torch.tensor([xy, yz, zz, xz, xxyy], dtype=torch.float64).T.contiguous()
 
 
 def matrix_times_vector(matrix: Tensor, vector: Tensor) -> Tensor:
@@ -121,9 +81,8 @@ class EGNN(FamilyModel):
         self.register_buffer("energy_shifts", torch.zeros(n_species, dtype=torch.float64))
         self.register_buffer("force_scale", torch.tensor(1.0, dtype=torch.float64))
         self.register_buffer("mean_neighbors", torch.tensor(10.0, dtype=torch.float64))
-        self.register_buffer("degree_two", _degree_two(), persistent=False)
-        # Spherical tensors of the reversed direction: odd degrees change sign.
-        self.register_buffer("reversal", torch.tensor([1.0, -1, -1, -1, 1, 1, 1, 1, 1]), persistent=False)
+        self.register_buffer("degree_two", degree_two(), persistent=False)
+        self.register_buffer("reversal", torch.tensor(REVERSAL), persistent=False)
         c = n_channels
         # Layer 1: learnt mixing of (element, radial) slots into channels, one matrix a degree.
         self.mixing = nn.Parameter(torch.randn(3, n_species * n_radial, 2 * c) / math.sqrt(n_radial))
@@ -180,6 +139,11 @@ class EGNN(FamilyModel):
         per_atom = per_atom + self.energy_shifts[columns]
         zeros = torch.zeros(state.n_systems, dtype=torch.float64, device=per_atom.device)
         return zeros.index_add(0, state.system_idx, per_atom)
+
+    def pair_slopes(self, state: State, neighbors: NeighborList) -> PairSlopes | None:
+        if type(self).forward is not EGNN.forward:  # a subclass that computes something else
+            return None
+        return energies_and_slopes(self, state, neighbors)
 
     def _densities(
         self, columns: Tensor, i: Tensor, j: Tensor, basis: Tensor, unit: Tensor, to_tensors: Tensor

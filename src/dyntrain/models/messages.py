@@ -78,19 +78,55 @@ def _add_to_unit(u_bar: Tensor, out_bar: Tensor, rows: Tensor, sign: float) -> N
     u_bar.addcmul_(out_bar[:, -n:], rows[:, -2 * n : -n], value=sign)
 
 
+def receive(bonds: Bonds, x: Tensor, basis: Tensor, unit: Tensor, filters: Tensor) -> Tensor:
+    """The messages' values: ``messages`` without autograd."""
+    out, n_channels = torch.zeros_like(x), x.shape[1] // 7
+    for part, ends in _blocks(bonds):
+        values = basis[part] @ filters
+        u = unit[part].repeat_interleave(n_channels, dim=1)
+        for receivers, senders, sign in ends:
+            rows = x.index_select(0, senders).mul_(values)
+            out.index_add_(0, receivers, _turn(rows, u, sign))
+    return out
+
+
+def pull_back(
+    bonds: Bonds,
+    wanted: bool,
+    out_bar: Tensor,
+    x: Tensor,
+    basis: Tensor,
+    unit: Tensor,
+    filters: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of ō · messages by x, basis, û and, where ``wanted``, the filters (else None)."""
+    x_bar, basis_bar = torch.zeros_like(x), torch.empty_like(basis.T)
+    unit_bar, filters_bar = torch.empty_like(unit), torch.zeros_like(filters)
+    n_channels = x.shape[1] // 7
+    for part, ends in _blocks(bonds):
+        values = basis[part] @ filters
+        u = unit[part].repeat_interleave(n_channels, dim=1)
+        values_bar, u_bar = torch.zeros_like(values), torch.zeros_like(u)
+        for receivers, senders, sign in ends:
+            bar, sent = out_bar.index_select(0, receivers), x.index_select(0, senders)
+            _add_to_unit(u_bar, bar, sent * values, sign)
+            _turn(bar, u, sign)
+            values_bar.addcmul_(sent, bar)
+            x_bar.index_add_(0, senders, bar.mul_(values))
+        unit_bar[part] = u_bar.view(-1, 3, n_channels).sum(-1)
+        # Transposed: products with so few columns are slow.
+        torch.mm(filters, values_bar.T, out=basis_bar[:, part])
+        if wanted:
+            filters_bar.addmm_(basis[part].T, values_bar)
+    return x_bar, basis_bar.T, unit_bar, filters_bar if wanted else None
+
+
 class _Messages(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, bonds: Bonds, x: Tensor, basis: Tensor, unit: Tensor, filters: Tensor) -> Tensor:
         ctx.bonds = bonds
         ctx.save_for_backward(x, basis, unit, filters)
-        out, n_channels = torch.zeros_like(x), x.shape[1] // 7
-        for part, ends in _blocks(bonds):
-            values = basis[part] @ filters
-            u = unit[part].repeat_interleave(n_channels, dim=1)
-            for receivers, senders, sign in ends:
-                rows = x.index_select(0, senders).mul_(values)
-                out.index_add_(0, receivers, _turn(rows, u, sign))
-        return out
+        return receive(bonds, x, basis, unit, filters)
 
     @staticmethod
     def backward(ctx: Any, out_bar: Tensor) -> tuple[Tensor | None, ...]:
@@ -101,40 +137,14 @@ class _Messages(torch.autograd.Function):
 
 
 class _MessagesBackward(torch.autograd.Function):
-    """Gradients with respect to x, basis, û and, where ``wanted``, the filters (else None)."""
+    """``pull_back``, differentiable once more."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        bonds: Bonds,
-        wanted: bool,
-        out_bar: Tensor,
-        x: Tensor,
-        basis: Tensor,
-        unit: Tensor,
-        filters: Tensor,
-    ) -> tuple[Tensor | None, ...]:
+    def forward(ctx: Any, bonds: Bonds, wanted: bool, *tensors: Tensor) -> tuple[Tensor | None, ...]:
         ctx.bonds = bonds
-        ctx.save_for_backward(out_bar, x, basis, unit, filters)
-        x_bar, basis_bar = torch.zeros_like(x), torch.empty_like(basis.T)
-        unit_bar, filters_bar = torch.empty_like(unit), torch.zeros_like(filters)
-        n_channels = x.shape[1] // 7
-        for part, ends in _blocks(bonds):
-            values = basis[part] @ filters
-            u = unit[part].repeat_interleave(n_channels, dim=1)
-            values_bar, u_bar = torch.zeros_like(values), torch.zeros_like(u)
-            for receivers, senders, sign in ends:
-                bar, sent = out_bar.index_select(0, receivers), x.index_select(0, senders)
-                _add_to_unit(u_bar, bar, sent * values, sign)
-                _turn(bar, u, sign)
-                values_bar.addcmul_(sent, bar)
-                x_bar.index_add_(0, senders, bar.mul_(values))
-            unit_bar[part] = u_bar.view(-1, 3, n_channels).sum(-1)
-            # Transposed: products with so few columns are slow.
-            torch.mm(filters, values_bar.T, out=basis_bar[:, part])
-            if wanted:
-                filters_bar.addmm_(basis[part].T, values_bar)
-        return x_bar, basis_bar.T, unit_bar, filters_bar if wanted else None
+        ctx.save_for_backward(*tensors)
+        out_bar, x, basis, unit, filters = tensors
+        return pull_back(bonds, wanted, out_bar, x, basis, unit, filters)
 
     @staticmethod
     @once_differentiable

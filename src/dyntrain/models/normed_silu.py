@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +20,12 @@ def centred(weight: Tensor) -> Tensor:
 def _row_mean(x: Tensor, y: Tensor) -> Tensor:
     """⟨x y⟩ over each row, [n, 1]."""
     return (x * y).mean(-1, keepdim=True)
+
+
+def _scale(rows: Tensor) -> Tensor:
+    """ρ of rows a."""
+    norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    return norm.square_().div_(rows.shape[-1]).add_(LAYER_NORM_EPS).rsqrt_()
 
 
 @dataclass(eq=False)
@@ -46,8 +53,7 @@ class NormedSiLU:
     @classmethod
     def of(cls, rows: Tensor, gain: Tensor, shift: Tensor) -> NormedSiLU:
         """From a, which is overwritten."""
-        norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-        scale = norm.square_().div_(rows.shape[-1]).add_(LAYER_NORM_EPS).rsqrt_()
+        scale = _scale(rows)
         return cls(rows.mul_(scale), gain, shift, scale)
 
     def _y(self) -> Tensor:
@@ -93,6 +99,38 @@ class NormedSiLU:
         bend = torch.sub(slope, m, alpha=0.5)
         bend = torch.addcmul(bend, bend, sigmoid, value=-1.0).mul_(y_dot).mul_(2.0)
         return Expanded(self, m, slope, slope * y_dot, bend, None)
+
+
+class FirstOrder(NamedTuple):
+    """The same function where first derivatives are enough: one exponential and fewer passes.
+
+    n, scale: as in ``NormedSiLU``
+    slope:    SiLU'(y) [n_rows, width]
+    """
+
+    n: Tensor
+    scale: Tensor
+    slope: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor, gain: Tensor, shift: Tensor) -> tuple[FirstOrder, Tensor]:
+        """What it leaves, and m, from a, which is overwritten."""
+        scale = _scale(rows)
+        n = rows.mul_(scale)
+        y = torch.addcmul(shift, n, gain)
+        sigmoid = torch.sigmoid(y)
+        m = y.mul_(sigmoid)
+        slope = torch.lerp(m, m.new_ones(()), sigmoid, out=sigmoid)
+        return cls(n, scale, slope), m
+
+    def reverse(self, scaled: Tensor, gain: Tensor) -> Tensor:
+        """ā from ρ m̄, which is overwritten."""
+        mean, scale = torch.zeros_like(self.scale), torch.ones_like(self.scale)
+        y_bar = scaled.mul_(self.slope)
+        found = torch.ops.aten.native_layer_norm_backward(
+            y_bar, self.n, list(gain.shape), mean, scale, gain, gain, [True, False, False]
+        )
+        return found[0]
 
 
 @dataclass(eq=False)

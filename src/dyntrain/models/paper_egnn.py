@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -15,9 +15,13 @@ from dyntrain.models.chebyshev import chebyshev_coefficients
 from dyntrain.models.family import FamilyModel
 from dyntrain.models.normed_silu import centred
 from dyntrain.models.paper_gradients import energies
-from dyntrain.models.paper_sweeps import LayerWeights, Pairs
+from dyntrain.models.paper_inference import FrozenNetwork
+from dyntrain.models.paper_pairs import Pairs
+from dyntrain.models.paper_sweeps import LayerWeights, ReadOutWeights
+from dyntrain.models.paper_tables import Expansion, tabulate
 from dyntrain.models.species import SpeciesIndex
 from dyntrain.neighbors import NeighborList, pair_vectors
+from dyntrain.potential import PairSlopes
 from dyntrain.state import State
 
 _RANGE_BEYOND_CUTOFF = 1.0
@@ -53,6 +57,11 @@ class _Layer(nn.Module):
         assert self._coefficients is not None
         return self._coefficients.to(self.w1.weight.dtype)
 
+    def expansion(self, pair: Tensor) -> Expansion:
+        """W1's columns for the edge features in double precision, beside their fast form."""
+        to_features = centred(self.w1.weight.double())[:, 2 * self.w2.weight.shape[0] :]
+        return Expansion(self.frequencies.double(), to_features.T, pair)
+
     def sweep_weights(self, n_terms: int, range_end: float) -> LayerWeights:
         """This layer's weights as the sweeps need them (differentiable)."""
         width = self.w2.weight.shape[0]
@@ -79,6 +88,23 @@ class _Layer(nn.Module):
             centred(self.w4.bias),
             self.norm4.weight,
             self.norm4.bias,
+        )
+
+
+class _Kept(NamedTuple):
+    """A frozen network and what it was made from.
+
+    Weights are compared number by number: fused optimizers change them without counting up their versions.
+    """
+
+    training: bool
+    weights: list[Tensor]
+    network: FrozenNetwork
+
+    def is_of(self, training: bool, weights: list[Tensor]) -> bool:
+        return self.training == training and all(
+            old.dtype == new.dtype and old.device == new.device and torch.equal(old, new)
+            for old, new in zip(self.weights, weights, strict=True)
         )
 
 
@@ -125,6 +151,8 @@ class PaperEGNN(FamilyModel):
         self.layers = nn.ModuleList(_Layer(width, n_frequencies, sigma) for _ in range(n_layers))
         self.w5 = nn.Linear(width, width)
         self.w6 = nn.Linear(width, 1)
+        self._range_end = self.cutoff + _RANGE_BEYOND_CUTOFF
+        self._frozen: _Kept | None = None
 
     @property
     def elements(self) -> tuple[int, ...]:
@@ -143,19 +171,56 @@ class PaperEGNN(FamilyModel):
 
     def forward(self, state: State, neighbors: NeighborList) -> Tensor:
         columns = self.species(state.atomic_numbers)
-        h = self.w_in.weight.T.index_select(0, columns) + self.w_in.bias
-        i, j = neighbors.i, neighbors.j
-        unlike = columns.index_select(0, i) != columns.index_select(0, j)
-        order = unlike.int().argsort(stable=True)
+        h = self._h_of_elements().index_select(0, columns)
+        pairs, order = Pairs.of(state, neighbors, columns)
         distances = pair_vectors(state, neighbors).norm(dim=-1).index_select(0, order)
-        range_end = self.cutoff + _RANGE_BEYOND_CUTOFF
+        weights = [tensor for layer in self._sweep_weights() for tensor in layer]
+        return energies(pairs, distances, self._range_end, [h, *weights, *self._read_out()])
+
+    def _h_of_elements(self) -> Tensor:
+        return self.w_in.weight.T + self.w_in.bias
+
+    def _sweep_weights(self) -> list[LayerWeights]:
         layers = self.message_layers()
-        n_terms = max(layer.coefficients(range_end).shape[0] for layer in layers)
-        weights = [tensor for layer in layers for tensor in layer.sweep_weights(n_terms, range_end)]
-        weights = [h, *weights, self.w5.weight, self.w5.bias, self.w6.weight, self.w6.bias]
-        n_alike = i.shape[0] - int(unlike.sum())
-        pairs = Pairs(i[order], j[order], n_alike, state.system_idx, state.n_systems)
-        return energies(pairs, distances, range_end, weights)
+        n_terms = max(layer.coefficients(self._range_end).shape[0] for layer in layers)
+        return [layer.sweep_weights(n_terms, self._range_end) for layer in layers]
+
+    def _read_out(self) -> ReadOutWeights:
+        return ReadOutWeights(self.w5.weight, self.w5.bias, self.w6.weight, self.w6.bias)
+
+    def pair_slopes(self, state: State, neighbors: NeighborList) -> PairSlopes | None:
+        """Energies and dE/dr of all pairs without a graph.
+
+        After ``eval()``, in single precision, what depends only on two elements and a distance comes from
+        tables (``paper_tables``), which are made again whenever a weight has changed.
+        """
+        if type(self).forward is not PaperEGNN.forward:  # a subclass that computes something else
+            return None
+        columns = self.species(state.atomic_numbers)
+        return self._frozen_network().energies_and_slopes(columns, state, neighbors)
+
+    def _frozen_network(self) -> FrozenNetwork:
+        weights, kept = [*self.parameters(), *self.buffers()], self._frozen
+        if kept is None or not kept.is_of(self.training, weights):
+            copies = [tensor.detach().clone() for tensor in weights]
+            self._frozen = kept = _Kept(self.training, copies, self._freeze())
+        return kept.network
+
+    @torch.no_grad()
+    def _freeze(self) -> FrozenNetwork:
+        h, layers, tables = self._h_of_elements(), self._sweep_weights(), None
+        if not self.training and h.dtype == torch.float32:
+            expansions = [
+                layer.expansion(weights.pair)
+                for layer, weights in zip(self.message_layers(), layers, strict=True)
+            ]
+            tables = tabulate(layers[0], expansions, h, self._range_end)
+        if tables is not None:
+            layers[1:] = [
+                of_layer._replace(pair=table)
+                for of_layer, table in zip(layers[1:], tables.features, strict=True)
+            ]
+        return FrozenNetwork(h, layers, self._read_out(), self._range_end, tables)
 
     def load_published(self, weights: dict[str, np.ndarray]) -> None:
         """Take over the published code's weights by its names for them (``convs.0.mlp_msg.0.weight`` …).

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dyntrain.models.chebyshev import chebyshev_slopes, chebyshev_values
-from dyntrain.models.paper_sweeps import LayerSweeps, LayerWeights, Pairs, ReadOutSweeps, ReadOutWeights
+from dyntrain.models.paper_pairs import Pairs
+from dyntrain.models.paper_sweeps import LayerSweeps, LayerWeights, ReadOutSweeps, ReadOutWeights
 
 
 class Evaluation:

@@ -13,15 +13,14 @@ derivative of x along the motion.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from dyntrain.models.normed_silu import NormedSiLU
+from dyntrain.models.paper_pairs import PairBlock, Pairs
 
 _T = TypeVar("_T")
 
@@ -61,86 +60,6 @@ class ReadOutWeights(NamedTuple):
     bias5: Tensor
     w6: Tensor
     bias6: Tensor
-
-
-class PairBlock(NamedTuple):
-    """Some pairs as rows of one array: all i→j, then all j→i.
-
-    Where both directions have the same row, as in the lowest layer between atoms of one element, it is
-    there once: ``mirrored`` then names who receives it beside ``receivers``.
-    """
-
-    pairs: slice
-    receivers: Tensor
-    senders: Tensor
-    mirrored: Tensor | None
-
-    def rows_of(self, of_pairs: Tensor, of_ends: Tensor | None) -> Tensor:
-        """What each row gets from its pair, its receiver and its sender.
-
-        Args:
-            of_ends: for all atoms as receivers, then for all as senders, [2 n_atoms, width]; None: nothing.
-        """
-        if of_ends is None:
-            return of_pairs if self.mirrored is not None else torch.cat([of_pairs, of_pairs])
-        ends = torch.stack([self.receivers, self.senders + of_ends.shape[0] // 2], dim=1)
-        rows = functional.embedding_bag(ends, of_ends, mode="sum")  # a sum of two rows in one pass
-        rows.view(-1, *of_pairs.shape).add_(of_pairs)
-        return rows
-
-    def to_pairs(self, rows: Tensor) -> Tensor:
-        """Sum of both directions."""
-        if self.mirrored is not None:
-            return rows
-        n = rows.shape[0] // 2
-        return rows[:n] + rows[n:]
-
-    def add_received(self, out: Tensor, rows: Tensor) -> None:
-        out.index_add_(0, self.receivers, rows)
-        if self.mirrored is not None:
-            out.index_add_(0, self.mirrored, rows)
-
-    def received(self, per_atom: Tensor) -> Tensor:
-        """The transpose of ``add_received``."""
-        rows = per_atom.index_select(0, self.receivers)
-        if self.mirrored is not None:
-            rows += per_atom.index_select(0, self.mirrored)
-        return rows
-
-
-@dataclass(frozen=True, eq=False)
-class Pairs:
-    """Who is paired with whom; pairs of one element come first.
-
-    i, j: [n_pairs]; n_alike: how many are of one element; system_idx: [n_atoms].
-    """
-
-    i: Tensor
-    j: Tensor
-    n_alike: int
-    system_idx: Tensor
-    n_systems: int
-
-    PAIRS_IN_CACHE = 1024
-
-    def blocks(self, fold: bool) -> Iterator[PairBlock]:
-        """On a CPU blocks that stay in its cache, elsewhere one (or two).
-
-        Args:
-            fold: rows that are the same in both directions are there once.
-        """
-        n_pairs = self.i.shape[0]
-        size = self.PAIRS_IN_CACHE if self.i.device.type == "cpu" else max(n_pairs, 1)
-        n_folded = self.n_alike if fold else 0
-        for first, last, once in ((0, n_folded, True), (n_folded, n_pairs, False)):
-            step = 2 * size if once else size
-            for start in range(first, last, step):
-                part = slice(start, min(start + step, last))
-                i, j = self.i[part], self.j[part]
-                if once:
-                    yield PairBlock(part, i, j, j)
-                else:
-                    yield PairBlock(part, torch.cat([i, j]), torch.cat([j, i]), None)
 
 
 class _Gradients:
