@@ -172,6 +172,31 @@ def test_pretrained_models_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         families.MODELS["egnn"].pretrained("egnn-1")
 
 
+@pytest.mark.usefixtures("springs")
+def test_a_pretrained_model_imports_its_own_package_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    family = families.family
+    monkeypatch.setattr(families, "family", lambda name: (asked.append(name), family(name))[1])
+    load_model("springs-1")
+    assert asked == ["springs"]
+
+
+@pytest.mark.usefixtures("springs")
+def test_a_file_whose_settings_name_functions_needs_trust(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plain data to torch, but the family's program would call what is named in it."""
+    torch.save({"fake_family.RawSprings": {"_target_": "os.mkdir"}}, tmp_path / "plain.ckpt")
+    assert not runs_code(tmp_path / "plain.ckpt")
+    monkeypatch.setattr(Springs, "recognises", lambda contents: True)
+    monkeypatch.setattr(Springs, "files_name_code", True)
+    with pytest.raises(UserError, match="--trust"):
+        load_model(tmp_path / "plain.ckpt")
+
+
 # --- export -------------------------------------------------------------------------------------------------
 
 
@@ -380,7 +405,8 @@ def test_your_own_network_is_trained_in_python(kind: str, tmp_path: Path) -> Non
     result = train(parse_config(values), potential=potential)
     assert result.finished == "the budget is spent"
     assert any(not torch.equal(before[name], tensor) for name, tensor in potential.state_dict().items())
-    with pytest.raises(UserError, match="a network of your own, which dyntrain cannot build"):
+    mark = "" if kind == "energies" else r" that gives forces directly \(not conservative\)"
+    with pytest.raises(UserError, match=f"a network of your own{mark}, which dyntrain cannot build"):
         load_model(result.model)
     fresh = new()
     load_weights(fresh, result.model)

@@ -19,6 +19,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.md.verlet import VelocityVerlet
 from typer.testing import CliRunner, Result
 
+from dyntrain.adapters.function import potential_from_forces
 from dyntrain.cli.evaluate import evaluate, model_names
 from dyntrain.data.trajectory import Trajectory
 from dyntrain.errors import UserError
@@ -26,6 +27,8 @@ from dyntrain.evaluate import (
     EvaluationSettings,
     ModelResult,
     evaluate_model,
+    evaluate_models,
+    judge,
     one_step_errors,
     rollout_errors,
     summary_rows,
@@ -34,6 +37,7 @@ from dyntrain.models.analytic import Harmonic
 from dyntrain.models.files import build_model, save_model
 from dyntrain.neighbors import NeighborList
 from dyntrain.potential import Conservative, Potential, Prediction
+from dyntrain.report import write_report
 from dyntrain.simulate import simulate
 from dyntrain.state import State
 from dyntrain.units import FS
@@ -208,6 +212,20 @@ app = typer.Typer()
 app.command()(evaluate)
 
 
+def test_a_model_that_gives_forces_directly_is_marked(nve: Trajectory, tmp_path: Path) -> None:
+    def drag(positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return positions.new_zeros(len(positions)), -0.1 * positions
+
+    models = {"true": TRUE, "direct": potential_from_forces(drag, cutoff=3.0)}
+    fast = EvaluationSettings(horizon_fs=2.0, n_starts=2, n_free_runs=1, free_length_fs=5.0)
+    results = evaluate_models(models, [nve], fast)
+    assert [one.to_dict()["conservative"] for one in results] == [True, False]
+    assert ("forces", ["of the energy", "given, not conservative"]) in summary_rows(results)
+    assert "forces" not in dict(summary_rows(results[:1]))
+    write_report(tmp_path / "page.html", "Forces", judge(results), results)
+    assert "given, not conservative" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
 def run_evaluate(*words: object) -> Result:
     return CliRunner().invoke(app, [str(word) for word in words])
 
@@ -260,6 +278,7 @@ def test_evaluate_says_when_the_runs_are_too_short(files: dict[str, Path]) -> No
         (["run/one_step/model.pt", "run/dynamic/model.pt"], ["one_step", "dynamic"]),
         (["x/a.pt", "x/a.pt"], ["x/a.pt (1)", "x/a.pt (2)"]),
         (["chgnet-0.3.0", "tuned/model.pt"], ["chgnet-0.3.0", "model"]),
+        (["sevennet-0", "plain/model.pt", "replay/model.pt"], ["sevennet-0", "plain", "replay"]),
     ],
 )
 def test_models_get_names_that_differ(paths: list[str], names: list[str]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,6 +14,8 @@ import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.calculator import Calculator
+from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
 
 from dyntrain.data.readers import read_trajectories
 from dyntrain.data.segments import Segment, collate
@@ -53,6 +57,29 @@ def magnesium_oxide() -> Atoms:
 def copper() -> Atoms:
     """One atom in a cell smaller than any cutoff: all neighbours are its own images."""
     return bulk("Cu", a=3.7)
+
+
+def write_labelled_molecules(path: Path) -> None:
+    """Eight rattled molecules with energies and forces (of EMT), as packages' own commands read them."""
+    random = np.random.default_rng(0)
+    frames = []
+    for number in range(8):
+        atoms = molecule("CH3CH2OH" if number % 2 else "H2O")
+        atoms.positions += random.normal(scale=0.05, size=atoms.positions.shape)
+        atoms.calc = EMT()
+        energy, forces = atoms.get_potential_energy(), atoms.get_forces()
+        atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)
+        # MACE's own keys, which cannot be mistaken for results of ASE's.
+        atoms.info["REF_energy"], atoms.arrays["REF_forces"] = energy, forces.copy()
+        frames.append(atoms)
+    ase.io.write(path, frames)
+
+
+def run_command(name: str, *arguments: str, folder: Path) -> None:
+    """A command of a package in this environment, in a folder of its own."""
+    command = [str(Path(sys.executable).with_name(name)), *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
 def structures() -> list[Atoms]:

@@ -30,11 +30,15 @@ from native_checks import (
     losses_of_fine_tuning,
     magnesium_oxide,
     predict,
+    run_command,
     slab,
     structures,
+    train_two_steps,
     water,
+    write_labelled_molecules,
 )
 
+from dyntrain.adapters.exporting import export
 from dyntrain.adapters.mace import MACEModel
 from dyntrain.errors import UserError
 from dyntrain.models.files import build_model, load_model, set_precision
@@ -143,6 +147,26 @@ def test_a_file_of_mace_needs_trust(tmp_path: Path) -> None:
     torch.save(raw_mace(), tmp_path / "native.model")
     with pytest.raises(UserError, match=r"is a mace model in a format that can hold program code.*--trust"):
         load_model(tmp_path / "native.model")
+
+
+TINY = """
+--train_file=frames.extxyz --valid_fraction=0.25 --E0s=average --num_channels=4 --max_L=1 --r_max=3.5
+--correlation=2 --max_ell=2 --radial_MLP=[8] --MLP_irreps=4x0e --num_radial_basis=6 --max_num_epochs=2
+--batch_size=3 --valid_batch_size=2 --device=cpu --default_dtype=float64 --name=tiny
+"""
+
+
+@pytest.mark.slow
+def test_a_file_that_mace_run_train_made(tmp_path: Path) -> None:
+    write_labelled_molecules(tmp_path / "frames.extxyz")
+    run_command("mace_run_train", *TINY.split(), folder=tmp_path)
+    model = load_model(tmp_path / "tiny.model", trust=True).energy_model
+    calculator = MACEModel.native_calculator(tmp_path / "tiny.model")
+    assert_is_calculator(model, calculator, [ethanol(), water()], EXACT, EXACT)
+    train_two_steps(model, ethanol())
+    export(Conservative(model), tmp_path / "trained.model", ethanol())
+    with pytest.raises(UserError, match=r"not the compiled one"):
+        load_model(tmp_path / "tiny_compiled.model", trust=True)
 
 
 def test_round_trip_of_a_new_model(tmp_path: Path) -> None:

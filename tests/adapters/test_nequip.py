@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 pytest.importorskip("nequip")
 pytest.importorskip("allegro")
@@ -20,16 +21,21 @@ from native_checks import (
     assert_round_trip,
     assert_starts_at_the_scale_of_its_data,
     ethanol,
+    in_a_box,
     magnesium_oxide,
     predict,
+    run_command,
     slab,
+    train_two_steps,
     water,
+    write_labelled_molecules,
 )
 
 from dyntrain.adapters.allegro import AllegroModel
+from dyntrain.adapters.exporting import export
 from dyntrain.adapters.nequip import NequIPFramework, NequIPModel
 from dyntrain.errors import UserError
-from dyntrain.models.files import set_precision
+from dyntrain.models.files import load_model, set_precision
 from dyntrain.models.native import list_contents
 from dyntrain.potential import Conservative
 from dyntrain.state import State, concatenate
@@ -85,6 +91,83 @@ def test_round_trip(family: type[NequIPFramework], precision: str, tmp_path: Pat
     assert_round_trip(small(family, precision), path, *tolerances)
     contents = list_contents(path)
     assert [kind for kind in SMALL if kind.recognises(contents)] == [family]
+
+
+def training_settings(family: type[NequIPFramework]) -> dict[str, Any]:
+    """Of ``nequip-train``: two epochs on eight molecules, statistics from them."""
+    types = ["H", "C", "O"]
+    block = {**SMALL[family], **SMALL[family]["architecture"]}
+    del block["architecture"]
+    if family is AllegroModel:
+        block["radial_chemical_embed"] = {"_target_": "allegro.nn.TwoBodyBesselScalarEmbed", "num_bessels": 4}
+    loader = {"_target_": "torch.utils.data.DataLoader", "batch_size": 2}
+    energy_and_forces = {"_target_": "nequip.train.EnergyForceLoss", "per_atom_energy": True}
+    metrics = {"_target_": "nequip.train.EnergyForceMetrics"}
+    checkpoint = {
+        "_target_": "lightning.pytorch.callbacks.ModelCheckpoint",
+        "dirpath": ".",
+        "filename": "best",
+    }
+    return {
+        "run": ["train"],
+        "data": {
+            "_target_": "nequip.data.datamodule.ASEDataModule",
+            "seed": 1,
+            "split_dataset": {"file_path": "frames.extxyz", "train": 6, "val": 2},
+            "transforms": [
+                {
+                    "_target_": "nequip.data.transforms.ChemicalSpeciesToAtomTypeMapper",
+                    "model_type_names": types,
+                },
+                {"_target_": "nequip.data.transforms.NeighborListTransform", "r_max": 4.0},
+            ],
+            "train_dataloader": loader,
+            "val_dataloader": loader,
+            "stats_manager": {"_target_": "nequip.data.CommonDataStatisticsManager", "type_names": types},
+        },
+        "trainer": {
+            "_target_": "lightning.Trainer",
+            "accelerator": "cpu",
+            "max_epochs": 2,
+            "logger": False,
+            "callbacks": [checkpoint],
+        },
+        "training_module": {
+            "_target_": "nequip.train.EMALightningModule",
+            "loss": {**energy_and_forces, "coeffs": {"total_energy": 1.0, "forces": 1.0}},
+            "val_metrics": {**metrics, "coeffs": {"total_energy_mae": 1.0, "forces_mae": 1.0}},
+            "optimizer": {"_target_": "torch.optim.Adam", "lr": 0.01},
+            "model": {
+                "_target_": f"{family.family}.model.{next(iter(family.builders))}",
+                "seed": 1,
+                "model_dtype": "float64",
+                "type_names": types,
+                "r_max": 4.0,
+                **block,
+                "avg_num_neighbors": "${training_data_stats:num_neighbors_mean}",
+                "per_type_energy_shifts": "${training_data_stats:per_atom_energy_mean}",
+                "per_type_energy_scales": "${training_data_stats:per_type_forces_rms}",
+            },
+        },
+    }
+
+
+@both
+@pytest.mark.slow
+def test_files_that_nequips_commands_made(family: type[NequIPFramework], tmp_path: Path) -> None:
+    write_labelled_molecules(tmp_path / "frames.extxyz")
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(training_settings(family)))
+    run_command("nequip-train", "-cp", str(tmp_path), "-cn", "tiny", "hydra.run.dir=.", folder=tmp_path)
+    run_command("nequip-package", "build", "best.ckpt", "tiny.nequip.zip", folder=tmp_path)
+    with pytest.raises(UserError, match="--trust"):
+        load_model(tmp_path / "best.ckpt")
+    calculator = family.native_calculator(tmp_path / "tiny.nequip.zip")
+    for name in ("tiny.nequip.zip", "best.ckpt"):
+        model = load_model(tmp_path / name, trust=True).energy_model
+        assert type(model) is family
+        assert_is_calculator(model, calculator, [ethanol(), water()], EXACT, EXACT, in_a_box)
+    train_two_steps(model, ethanol())
+    export(Conservative(model), tmp_path / "trained.nequip.zip", in_a_box(ethanol()))
 
 
 @both

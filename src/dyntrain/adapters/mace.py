@@ -236,7 +236,7 @@ _DEFAULTS: dict[str, Any] = {
     "atomic_inter_scale": [],
     "atomic_inter_shift": [],
 }
-"""Arguments of the raw module that ``mace_run_train`` chooses when nothing is said."""
+"""Arguments of the raw module that ``mace_run_train --model ScaleShiftMACE`` chooses when nothing is said."""
 
 
 def _hidden_irreps(num_channels: int, max_L: int) -> str:
@@ -269,7 +269,7 @@ def _built(architecture: Mapping[str, Any]) -> nn.Module:
 
 def _loaded(path: Path) -> nn.Module:
     try:
-        with without_warnings(*_NOISE):
+        with without_warnings(*_NOISE, "'torch.load' received a zip file"):
             module = torch.load(path, map_location="cpu", weights_only=False)
     except Exception as error:  # a pickle that no longer fits its program raises anything
         raise UserError(f"MACE cannot load {path}: {type(error).__name__}: {error}") from error

@@ -68,6 +68,8 @@ class NequIPFramework(AdapterModel):
     (arguments of the usual one that they take themselves).
     """
 
+    # NequIP builds a checkpoint from its settings, of plain text, whose every `_target_` hydra calls.
+    files_name_code: ClassVar[bool] = True
     builders: ClassVar[Mapping[str, Callable[..., GraphModel]]]
     settings: ClassVar[tuple[str, ...]]
     module: GraphModel

@@ -11,17 +11,19 @@ import torch
 from ase.data import chemical_symbols
 from ase.units import Hartree
 from torch import Tensor
-from torchani.arch import ANI, simple_ani
-from torchani.neighbors import Neighbors, discard_outside_cutoff
-from torchani.nn import AtomicNetwork
 
-from dyntrain.adapters.base import AdapterModel, require_version
+from dyntrain.adapters.base import AdapterModel, require_version, without_warnings
 from dyntrain.atomic import atomic_path
 from dyntrain.errors import UserError
 from dyntrain.models.family import DTYPES
 from dyntrain.models.species import SpeciesIndex
 from dyntrain.neighbors import NeighborList, pair_vectors
 from dyntrain.state import State
+
+with without_warnings("The extensions"):  # its advice to build CUDA extensions
+    from torchani.arch import ANI, simple_ani
+    from torchani.neighbors import Neighbors, discard_outside_cutoff
+    from torchani.nn import AtomicNetwork
 
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator

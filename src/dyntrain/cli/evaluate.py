@@ -192,7 +192,12 @@ def model_names(models: Sequence[Path]) -> list[str]:
     """Short names that tell the models apart: of their files, else of their folders, else the whole paths."""
     # The names of shipped models end in a version, not in a file's ending: chgnet-0.3.0.
     stems = [path.name if path.suffix[1:].isdigit() else path.stem for path in models]
-    for names in (stems, [path.absolute().parent.name for path in models]):
+    shipped = [path.parent == Path() and not path.exists() for path in models]
+    folders = [
+        path.name if named else path.absolute().parent.name
+        for path, named in zip(models, shipped, strict=True)
+    ]
+    for names in (stems, folders):
         if len(set(names)) == len(names):
             return names
     return [f"{path} ({number})" for number, path in enumerate(models, 1)]

@@ -17,7 +17,7 @@ STABLE_SHARE = 0.8
 
 # What holds less than this share of an atom's kinetic energy are overtones and leakage of slower modes.
 _SHARE_OF_ENERGY = 0.02
-_SHORTEST, _FEWEST = 32, 8
+_SHORTEST, _FEWEST = 32, 16
 
 
 def fastest_period_fs(trajectory: Trajectory) -> float | None:

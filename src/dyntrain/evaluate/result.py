@@ -33,6 +33,7 @@ class ModelResult:
     audit:   the model against the reference on its own way
     motion:  what the free runs look like beside the recording
     speed:   of the free runs' batch
+    conservative: whether the forces are derivatives of the energy; else no integrator conserves it
     """
 
     name: str
@@ -41,11 +42,13 @@ class ModelResult:
     audit: AuditCurve | None = None
     motion: MotionComparison | None = None
     speed: Speed | None = None
+    conservative: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers for JSON (keys: docs/verdict.md); null where there is no finite number."""
         return {
             "name": self.name,
+            "conservative": self.conservative,
             **plain_record(self.rollout, self.free, self.audit, self.motion, self.speed),
         }
 
@@ -130,7 +133,7 @@ class _Evaluation:
             progress=self._telling(f"{name}: roll-outs"),
         )
         if self._criterion is None:
-            return ModelResult(name, against)
+            return ModelResult(name, against, conservative=potential.conservative)
         free = free_runs(
             potential,
             self.starts,
@@ -144,7 +147,7 @@ class _Evaluation:
         curve = self._audit(name, potential, free)
         if curve is not None and self._criterion.audit_ratio is not None:
             free = free.failing_also(curve.exceeding(self._criterion.audit_ratio))
-        return ModelResult(name, against, free, curve, motion)
+        return ModelResult(name, against, free, curve, motion, conservative=potential.conservative)
 
     def _audit(self, name: str, potential: Potential, free: FreeRuns) -> AuditCurve | None:
         if self._reference is None or not free.snapshots:

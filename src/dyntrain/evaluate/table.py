@@ -35,7 +35,10 @@ def summary_rows(results: Sequence[ModelResult]) -> list[Row]:
 
         return cell
 
-    rows = [row(f"force error at {mark:g} fs (eV/Å)", error_at(mark, "force_mae")) for mark in marks]
+    rows = []
+    if not all(result.conservative for result in results):
+        rows.append(row("forces", lambda r: "of the energy" if r.conservative else "given, not conservative"))
+    rows += [row(f"force error at {mark:g} fs (eV/Å)", error_at(mark, "force_mae")) for mark in marks]
     if last > 0:
         rows.append(row(f"position error at {last:g} fs (Å)", error_at(last, "position_rmsd")))
         rows.append(row(f"energy error at {last:g} fs (meV/atom)", error_at(last, "energy_error")))

@@ -95,8 +95,9 @@ def pretrained_family(name: str) -> type[FamilyModel]:
         UserError: no installed one does.
     """
     for prefix in registered():
-        if name.lower().startswith(prefix):
-            family(prefix)  # its package may be missing: say so
+        # Asked first, so that usually one package alone is imported; if it is missing, it says so.
+        if name.lower().startswith(prefix) and name in (named := family(prefix)).pretrained_names():
+            return named
     installed = installed_families()
     for found in installed.values():
         if name in found.pretrained_names():

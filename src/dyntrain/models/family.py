@@ -34,6 +34,8 @@ class FamilyModel(EnergyModel):
     family: ClassVar[str]
     native_precisions: ClassVar[tuple[str, ...]] = ("float32", "float64")
     """Those that the family's own format and calculator have."""
+    files_name_code: ClassVar[bool] = False
+    """Whether what builds a model from the family's files calls functions that the file names."""
     may_be_zero: ClassVar[frozenset[str]] = frozenset()
     """Settings that are numbers and need not be above 0."""
 

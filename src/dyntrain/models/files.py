@@ -88,6 +88,7 @@ def model_record(potential: Potential, provenance: dict[str, Any] | None = None)
         "network": network.family if known else None,
         "settings": network.config if known else {},
         "class": type(network).__name__,
+        "conservative": potential.conservative,
         "precision": str(next(network.parameters()).dtype).removeprefix("torch."),
         "provenance": provenance or {},
     }
@@ -175,9 +176,11 @@ def load_model(
 def _ours(path: Path) -> FamilyModel:
     header, tensors = read_record(path)
     if header["network"] is None:
+        # Older files do not say.
+        kind = "" if header.get("conservative", True) else " that gives forces directly (not conservative)"
         raise UserError(
-            f"{path} holds the weights of {header['class']}, a network of your own, which dyntrain cannot "
-            "build: do so in Python and fill it with dyntrain.load_weights, or register it as a family"
+            f"{path} holds the weights of {header['class']}, a network of your own{kind}, which dyntrain "
+            "cannot build: do so in Python and fill it with dyntrain.load_weights, or register it as a family"
         )
     model = build_model(header["network"], **header["settings"])
     set_precision(model, header["precision"])
@@ -187,7 +190,7 @@ def _ours(path: Path) -> FamilyModel:
 
 def _native(path: Path, trust: bool) -> FamilyModel:
     found = family_of(list_contents(path))
-    if not trust and runs_code(path):
+    if not trust and (found.files_name_code or runs_code(path)):
         raise UserError(
             f"{path} is a {found.family} model in a format that can hold program code, which would be run on "
             "loading: if you trust where it comes from, say so with --trust (`trust: true` in a YAML, "

@@ -91,7 +91,8 @@ def restricted_load(path: Path) -> Any:
     """
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            # About other people's pickles and TorchScript, which are refused below in words of our own.
+            warnings.filterwarnings("ignore", message="Detected pickle protocol|'torch.load' received a zip")
             return torch.load(path, map_location="cpu", weights_only=True)
     except (
         pickle.UnpicklingError,
