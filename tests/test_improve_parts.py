@@ -27,7 +27,9 @@ from dyntrain.models.egnn import EGNN
 from dyntrain.models.files import save_model
 from dyntrain.potential import Conservative
 from dyntrain.reference.cache import Label
-from dyntrain.simulate import internal_temperature
+from dyntrain.report.improve_page import _axis
+from dyntrain.simulate import TrajectoryFiles, internal_temperature, simulate
+from dyntrain.state import concatenate
 from test_improve import DT_FS, Told, data, emt_run, inside, run, values_of
 
 __all__ = ["data"]  # a fixture
@@ -165,6 +167,25 @@ def test_a_model_is_a_reference_too(tmp_path: Path) -> None:
     np.testing.assert_array_equal(label.forces, atoms.get_forces())
 
 
+def test_a_small_model_learns_from_runs_of_a_big_one(data: Any, tmp_path: Path) -> None:
+    """Distillation as the page tells it: runs written by `dyntrain md`, their model as the reference."""
+    big, runs = tmp_path / "big.pt", read_trajectories(data["train"])
+    potential = Conservative(EGNN(elements=[29], cutoff=4.0, width=8, n_channels=4))
+    save_model(potential, big)
+    starts = concatenate([each.state(0) for each in runs])
+    files = TrajectoryFiles(tmp_path / "md.traj", starts, runs[0].dt, every=1)
+    motion = simulate(potential, starts, runs[0].dt, 30)
+    for frame in motion:
+        files.write(frame, motion.conserved_energy())
+    files.close(finished=True)
+    told = dict(zip(("train", "validation"), ([str(path)] for path in files.paths), strict=True))
+    found = run(told, tmp_path / "out", improve={"reference": str(big), "calls": 18})
+    assert [each.calls for each in found.rounds] == [0, 18]
+    (new, *_) = read_trajectories([tmp_path / "out" / "round_01" / "segments.h5"])
+    atoms = Atoms(new.symbols, new.positions[2], calculator=Calculator(big))
+    np.testing.assert_allclose(new.forces[2], atoms.get_forces(), atol=1e-9)
+
+
 class Failing:
     """Labels that fail from the third structure on, or have forces beyond reason."""
 
@@ -284,3 +305,12 @@ def test_a_round_must_lower_the_audit_to_be_worth_another() -> None:
     before = result_with([0.02, 0.03, 0.04])
     assert result_with([0.016, 0.024, 0.030]).is_lower_than(before)
     assert not result_with([0.019, 0.029, 0.040]).is_lower_than(before)
+
+
+# --- the page ---------------------------------------------------------------------------------------------
+
+
+def test_a_model_that_explodes_does_not_press_the_others_flat() -> None:
+    quiet = {"times_fs": [0.0, 50.0], "median": [0.1, 0.2]}
+    assert _axis([quiet, {}]) == _axis([]) == {"rangemode": "tozero"}
+    assert _axis([quiet, {"times_fs": [0.0, 50.0], "median": [0.3, 10.5]}]) == {"type": "log"}

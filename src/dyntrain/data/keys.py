@@ -105,7 +105,7 @@ _WHOSE = {
 # Energies (and forces) of another kind, which are never the label.
 _OTHER = re.compile(
     r"kinetic|formation|atomization|interaction|binding|cohesive|zero|std|var|error|uncertainty|weight|config|per_"
-    r"|hull|gap|fermi|correlation|vdw|disp|mask|max|mean|node|coulomb",
+    r"|hull|gap|conserved|fermi|correlation|vdw|disp|mask|max|mean|node|coulomb",
     re.IGNORECASE,
 )
 

@@ -79,6 +79,9 @@ def write_improve_page(
     write_text(path, page)
 
 
+_WIDE = 50.0
+"""Errors that differ by more than this are shown on a logarithmic axis."""
+
 _SHOWN_DEVIATION = (0.0, 50.0, 100.0, 150.0)
 
 
@@ -169,7 +172,14 @@ def _curves(rounds: Sequence[ImprovedRound], quantity: str, x_label: str, *, mar
                 **common,
             )
         )
-    return styled(traces, x_label, "force MAE (eV/Å)", yaxis={"rangemode": "tozero"})
+    return styled(traces, x_label, "force MAE (eV/Å)", yaxis=_axis([getattr(r, quantity) for r in rounds]))
+
+
+def _axis(curves: Sequence[Curve]) -> dict[str, str]:
+    """From zero; logarithmic where a model that explodes would press all others flat."""
+    known = [median for curve in curves for median in curve.get("median", []) if median]
+    wide = bool(known) and max(known) > _WIDE * min(known)
+    return {"type": "log"} if wide else {"rangemode": "tozero"}
 
 
 def _survival(rounds: Sequence[ImprovedRound]) -> Any:
