@@ -1,154 +1,343 @@
 """Levers for data that cannot be extended: what does further training gain, at equal frames and equal cost?
 
-Every arm goes on from the same one-step model, on the same frames of ethanol (GFN2-xTB), for the same cost in
-model evaluations (those in a roll-out weighted with their cost); the arms are plain overrides of one
-configuration, each of which works in a user's YAML as well. Measured beside a held-out run (force error of
-roll-outs, kicks applied) and on the model's own free runs (the audit).
+Every arm goes on from the same one-step model, on the same frames, for the same number of model
+evaluations; the arms are plain overrides of one configuration, each of which works in a user's YAML as well.
+Measured beside held-out runs (force error of roll-outs, kicks applied, the same starts for all arms and
+seeds), on free runs (how many fail) and, where tblite made the data, against it on these runs (the audit).
 
-    python benchmarks/levers.py --output levers --seeds 0 1
+    python benchmarks/levers.py --output levers --seeds 0 1 2
+    python benchmarks/levers.py --output ch4 --train ch4.extxyz:0-600 --validation ch4.extxyz:620-720 ...
 
-prints a Markdown table and writes results.json; stopped at any moment, the same command goes on. `--arms`
-names some of the arms only, `--short` is the same code with small numbers.
+prints Markdown tables (levers_table.py) and writes results.json; stopped at any moment, the same command goes
+on. `--short` is the same code with small numbers.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
+from levers_table import MARKS_FS, draw, tables
 
 from dyntrain.atomic import write_text
 from dyntrain.config import parse_config
 from dyntrain.data.readers import read_trajectories
-from dyntrain.evaluate import MARKS_FS
-from dyntrain.improve.rounds import at_marks, audited, beside_recorded, own_runs
+from dyntrain.data.segments import collate, find_segments
+from dyntrain.data.store import write_store
+from dyntrain.data.trajectory import Trajectory
+from dyntrain.evaluate.audit import audit
+from dyntrain.evaluate.starts import spread
+from dyntrain.improve.rounds import own_runs
 from dyntrain.models.files import load_model
+from dyntrain.neighbors import VerletNeighbors
+from dyntrain.observables import mae_per_system
+from dyntrain.potential import Potential
 from dyntrain.reference import AimdSettings, generate_aimd
 from dyntrain.reference.cache import StoredReference
+from dyntrain.rollout import BurstGuard, StopGradient
 from dyntrain.threads import limit_threads
 from dyntrain.training import train
+from dyntrain.unroll import unroll
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    "egnn": {"name": "egnn", "settings": {"width": 32, "n_channels": 16}},
+    "tiny": {"name": "egnn", "settings": {"width": 8, "n_channels": 2}},
+    "paper_egnn": {"name": "paper_egnn", "settings": {"width": 32}},
+}
 
 ADJOINT_COST = 1.4
-"""One more evaluation a step, without gradient; a roll-out otherwise costs what single frames do."""
+"""One more evaluation a step, without gradient; else a roll-out costs what as large a one-step batch does."""
+
+_LATE = 0.6
+"""Share of one-step training before what comes *late*."""
 
 
 def stages(*lengths: int) -> dict[str, Any]:
     """Segment lengths one after the other, each for the same share of the budget."""
-    return {"stages": [{"segment_length": length, "share": 1} for length in lengths], "epochs": 5}
+    return {"stages": [{"segment_length": length, "share": 1} for length in lengths]}
 
 
+def late(length: int) -> dict[str, Any]:
+    """One-step training, then segments while the learning rate falls to zero."""
+    shares = {1: _LATE, length: 1 - _LATE}
+    return {"stages": [{"segment_length": s, "share": share} for s, share in shares.items()]}
+
+
+COARSE = {"curriculum": late(16), "stride": 4}  # the stride of --coarse is set where dt is known
+AS_FORCE = {"weight": 1.0, "as_force": True}
+CONTROL = "one-step"
 ARMS: dict[str, dict[str, Any]] = {
-    "one-step": {},
-    "one-step, noise 0.01 Å": {"noise": 0.01},
-    "one-step, no EMA": {"ema": 0.0},
+    CONTROL: {},
+    "one-step, 32 a step": {"batch_size": 32},
+    "one-step, noise 0.003 Å": {"noise": 0.003},
     "one-step, forces by element": {"loss": {"forces": {"per_element": True}}},
     "S = 8, stop-gradient": {"curriculum": stages(8), "backprop": "stop_gradient"},
     "S = 2, 4, 8": {"curriculum": stages(2, 4, 8)},
-    "S = 1, then 64, adjoint": {"curriculum": stages(1, 64), "backprop": "adjoint"},
-    "S = 16 of 2 fs (stride 4)": {"curriculum": stages(16), "stride": 4},
-    "the same + positions, velocities": {
+    "S = 1, late 8": {"curriculum": late(8)},
+    "S = 1, late 64, adjoint": {"curriculum": late(64), "backprop": "adjoint"},
+    "S = 1, late 16 coarse": COARSE,
+    "S = 1, late 16 coarse, positions": {**COARSE, "loss": {"positions": {"weight": 10.0}}},
+    "S = 1, late 16 coarse, velocities": {**COARSE, "loss": {"velocities": AS_FORCE}},
+    "S = 1, late 32 coarse": {**COARSE, "curriculum": late(32)},
+    "S = 16 coarse, velocities, 2 a step": {
+        **COARSE,
         "curriculum": stages(16),
-        "stride": 4,
-        "loss": {"positions": {"weight": 1.0}, "velocities": {"weight": 1.0}},
+        "batch_size": 2,
+        "loss": {"velocities": AS_FORCE},
+    },
+    "S = 8 coarse, velocities, 1 a step": {
+        **COARSE,
+        "curriculum": stages(8),
+        "batch_size": 1,
+        "loss": {"velocities": AS_FORCE},
     },
 }
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of the comparison."""
+
+    network: str = "tiny"
+    frames: int = 4096
+    runs: int = 8
+    start_evaluations: float = 40_000
+    evaluations: float = 16_000
+    lr: tuple[float, float] = (2e-2, 1e-2)
+    thermalise_steps: int = 500
+    held_out_steps: int = 1000
+    n_starts: int = 48
+    horizon_fs: float = 150.0
+    n_free: int = 16
+    free_fs: float = 200.0
+    kelvin: float | None = None
+    coarse_fs: float = 2.0
+
+
+SHORT = Sizes(
+    network="tiny",
+    frames=100,
+    runs=1,
+    start_evaluations=512,
+    evaluations=128,
+    thermalise_steps=20,
+    held_out_steps=120,
+    n_starts=4,
+    horizon_fs=25.0,
+    n_free=2,
+    free_fs=20.0,
+)
 
 
 class Levers:
     """One seed: its data, its start model, and the arms."""
 
-    def __init__(self, output: Path, seed: int, *, short: bool) -> None:
-        self.folder, self.seed = output / f"seed_{seed}", seed
+    def __init__(self, output: Path, seed: int, sizes: Sizes, given: dict[str, list[str]] | None) -> None:
+        self.folder, self.seed, self.sizes = output / f"seed_{seed}", seed, sizes
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.start_evaluations, self.evaluations = (1000, 300) if short else (40_000, 30_000)
-        self.audit_fs, self.n_audited = (50.0, 2) if short else (1000.0, 16)
-        self.reference = StoredReference("GFN2-xTB", {}, self.folder / "reference")
-        n_steps, held_out = (130, 60) if short else (1023, 1500)
-        self.train = self._aimd("train", 2, n_steps, 0)
-        self.validation = self._aimd("validation", 1, held_out // 3, 1)
-        self.test = self._aimd("test", 1, held_out, 2)
-
-    def _aimd(self, name: str, n_runs: int, n_steps: int, number: int) -> list[Path]:
-        settings = AimdSettings(system="ethanol", n_steps=n_steps, seed=10 * self.seed + number)
-        return generate_aimd(settings, self.folder / "aimd" / name, n_runs=n_runs)
-
-    def model(self, arm: str | None) -> Path:
-        """The model of an arm, trained if it is not there yet; None: that from which all of them go on."""
-        overrides = {} if arm is None else ARMS[arm]
-        adjoint = overrides.get("backprop") == "adjoint"
-        values = {
-            "data": {"train": [str(f) for f in self.train], "validation": [str(f) for f in self.validation]},
-            "output": str(self.folder / ("start" if arm is None else f"arm_{list(ARMS).index(arm)}")),
-            "seed": self.seed,
-            "start_from": None if arm is None else str(self.model(None)),
-            "model": {"settings": {"width": 32, "n_channels": 16}},
-            "batch_size": 32 if overrides.get("curriculum") is None else 8,
-            "curriculum": stages(1),
-            "validation": {"n_starts": 16, "n_steps": 10 if self.audit_fs < 100 else 40},
-            "budget": {
-                "evaluations": self.start_evaluations if arm is None else self.evaluations,
-                "costs": {"rollout": ADJOINT_COST if adjoint else 1.0},
-            },
+        self.reference: StoredReference | None = None
+        if given is not None:
+            self.files = {name: cut(parts, output / "data" / name) for name, parts in given.items()}
+            self.dt_fs = read_trajectories(self.files["train"][:1])[0].dt_fs
+            return
+        self.dt_fs = AimdSettings(system="ethanol").dt_fs
+        self.reference = StoredReference("GFN2-xTB", {}, output / "reference")
+        self.files = {
+            "train": self._ethanol(
+                self.folder / "train", sizes.runs, sizes.frames // sizes.runs - 1, 10 * seed
+            ),
+            "validation": self._ethanol(
+                self.folder / "validation", 1, sizes.held_out_steps // 3, 10 * seed + 1
+            ),
+            "test": self._ethanol(output / "test", min(2, sizes.runs), sizes.held_out_steps, 2),
         }
-        return train(parse_config({**values, **overrides})).model
+
+    def _ethanol(self, folder: Path, n_runs: int, n_steps: int, seed: int) -> list[Path]:
+        """Runs of ethanol (GFN2-xTB, NVE from 500 K, 0.5 fs), made if they are not there yet."""
+        thermalise = self.sizes.thermalise_steps
+        settings = AimdSettings(system="ethanol", n_steps=n_steps, thermalise_steps=thermalise, seed=seed)
+        return generate_aimd(settings, folder, n_runs=n_runs)
+
+    def config(self, arm: str | None) -> dict[str, Any]:
+        """The configuration of an arm; None: that of the model from which all of them go on."""
+        overrides = {} if arm is None else ARMS[arm]
+        sizes, is_start = self.sizes, arm is None
+        curriculum = {"lr": sizes.lr[0 if is_start else 1], "epochs": 5}
+        if "stride" in overrides:
+            overrides = overrides | {"stride": max(1, round(sizes.coarse_fs / self.dt_fs))}
+        cost = ADJOINT_COST if overrides.get("backprop") == "adjoint" else 1.0
+        return {
+            "data": {name: [str(f) for f in self.files[name]] for name in ("train", "validation")},
+            "output": str(self.folder / slug(arm)),
+            "seed": self.seed,
+            "start_from": None if is_start else str(self.folder / slug(None) / "model.pt"),
+            "model": NETWORKS[sizes.network],
+            "batch_size": 8,
+            "validation": {"n_starts": 16, "n_steps": min(40, sizes.held_out_steps // 18)},
+            "budget": {
+                "evaluations": sizes.start_evaluations if is_start else sizes.evaluations,
+                "costs": {"rollout": cost},
+            },
+            **overrides,
+            "curriculum": overrides.get("curriculum", stages(1)) | curriculum,
+        }
 
     def result(self, arm: str | None) -> dict[str, Any]:
-        """The figures of an arm, measured if they are not there yet."""
-        path = self.folder / ("start.json" if arm is None else f"arm_{list(ARMS).index(arm)}.json")
+        """The figures of an arm, trained and measured if they are not there yet."""
+        path = self.folder / f"{slug(arm)}.json"
         if not path.exists():
-            potential, test = load_model(self.model(arm)), read_trajectories(self.test)
-            free = own_runs(
-                potential,
-                test,
-                horizon_fs=self.audit_fs,
-                temperature=None,
-                n_runs=self.n_audited,
-                seed=self.seed,
-            )
-            curve, _, failures = audited(potential, free, self.reference)
-            record = {
-                "deviation_eV_A": at_marks(beside_recorded(potential, test, self.seed), MARKS_FS),
-                "audit_eV_A": at_marks(curve, curve["times_fs"]),
-                "audit_failures": failures,
-                "n_failed": int(free.failed.sum()),
-            }
+            done = train(parse_config(self.config(arm)))
+            trained = {"updates": done.progress.step, "cpu_s": round(done.progress.cpu_s, 1)}
+            record = trained | self.measured(load_model(done.model))
             write_text(path, json.dumps(record, indent=1) + "\n")
         return json.loads(path.read_text(encoding="utf-8"))
 
+    def measured(self, potential: Potential) -> dict[str, Any]:
+        """Roll-outs: mark → force error of each start (None: burst); audit: time → that of each free run."""
+        sizes, test = self.sizes, read_trajectories(self.files["test"])
+        free = own_runs(
+            potential,
+            test,
+            horizon_fs=sizes.free_fs,
+            temperature=sizes.kelvin,
+            n_runs=sizes.n_free,
+            seed=0,
+        )
+        own: dict[str, list[float | None]] = {}
+        if self.reference is not None:
+            found = audit(potential, free, self.reference)
+            own = {f"{t:g}": _plain(row) for t, row in zip(found.times_fs, found.force_mae, strict=True)}
+        return {
+            "deviation_eV_A": rolled_out(potential, test, sizes.n_starts, sizes.horizon_fs),
+            "audit_eV_A": own,
+            "n_failed": int(free.failed.sum()),
+            "n_free": free.n_runs,
+            "free_fs": free.run_length_fs,
+        }
 
-def table(results: dict[str, list[dict[str, Any]]]) -> str:
-    """Rows of a Markdown table, one an arm; the seeds' values side by side."""
-    columns = [("deviation_eV_A", mark) for mark in ("0", "25", "50", "100", "150")]
-    columns += [("audit_eV_A", mark) for mark in ("0", "200", "1000")]
-    names = [f"{'own ' if key == 'audit_eV_A' else ''}{mark} fs" for key, mark in columns]
-    lines = [f"| arm | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-    for arm, seeds in results.items():
-        cells = [", ".join(_number(s[key].get(mark)) for s in seeds) for key, mark in columns]
-        lines.append(f"| {arm} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+
+def slug(arm: str | None) -> str:
+    return "start" if arm is None else re.sub(r"\W+", "_", arm)
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+def cut(parts: Sequence[str], folder: Path) -> list[Path]:
+    """Files as given, or pieces of them (``FILE:first-last``, frames, the last not included) as stores."""
+    found = []
+    for number, part in enumerate(parts):
+        piece = re.fullmatch(r"(.+):(\d+)-(\d+)", part)
+        if piece is None:
+            found.append(Path(part))
+            continue
+        file = folder / f"{number}.h5"
+        if not file.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            (run,) = read_trajectories([Path(piece[1])])
+            write_store([run.slice(int(piece[2]), int(piece[3]))], file)
+        found.append(file)
+    return found
 
 
-def main() -> None:
+@torch.no_grad()
+def rolled_out(
+    potential: Potential, test: Sequence[Trajectory], n_starts: int, horizon_fs: float
+) -> dict[str, list[float | None]]:
+    """Force MAE (eV/Å) of each start at the marks, beside held-out runs; every seed and arm has the same."""
+    dt_fs = test[0].dt_fs
+    marks = {round(mark / dt_fs): mark for mark in MARKS_FS if mark <= horizon_fs}
+    batch = collate(list(spread(find_segments(test, max(marks) + 1, "held-out"), n_starts, 0)), test)
+    neighbors = VerletNeighbors(potential.cutoff)
+    found: dict[str, list[float | None]] = {}
+    for frame in unroll(potential, batch, backprop=StopGradient(), neighbors=neighbors, guard=BurstGuard()):
+        if frame.step not in marks:
+            continue
+        atoms = batch.state.atoms_of(frame.systems)
+        wrong = (frame.prediction.forces - batch.targets.forces[frame.step, atoms]).numpy()
+        errors = np.full(batch.state.n_systems, np.inf)
+        errors[frame.systems.numpy()] = mae_per_system(
+            wrong, frame.state.system_idx.numpy(), frame.state.n_systems
+        )
+        found[f"{marks[frame.step]:g}"] = _plain(errors)
+    return found
+
+
+def _plain(values: np.ndarray) -> list[float | None]:
+    return [round(float(value), 6) if np.isfinite(value) else None for value in values]
+
+
+def parsed() -> argparse.Namespace:
+    defaults = Sizes()
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("levers"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--network", choices=list(NETWORKS), default=defaults.network)
+    parser.add_argument("--frames", type=int, default=defaults.frames, help="of ethanol to train on")
+    parser.add_argument("--runs", type=int, default=defaults.runs, help="that they lie in")
+    for name in ("train", "validation", "test"):
+        parser.add_argument(f"--{name}", nargs="+", help="runs instead of ethanol's: FILE or FILE:first-last")
+    parser.add_argument(
+        "--evaluations",
+        type=float,
+        nargs=2,
+        default=(defaults.start_evaluations, defaults.evaluations),
+        help="of the start and of each arm",
+    )
+    parser.add_argument(
+        "--lr",
+        type=float,
+        nargs=2,
+        default=defaults.lr,
+        help="largest learning rate of the start and of each arm",
+    )
+    parser.add_argument("--starts", type=int, default=defaults.n_starts, help="of the roll-outs")
+    parser.add_argument("--horizon", type=float, default=defaults.horizon_fs, help="of the roll-outs, fs")
+    parser.add_argument(
+        "--free", type=float, nargs=2, default=(defaults.n_free, defaults.free_fs), help="runs, of fs"
+    )
+    parser.add_argument("--kelvin", type=float, help="draw the free runs' velocities; else the recorded ones")
+    parser.add_argument("--coarse", type=float, default=defaults.coarse_fs, help="length of coarse steps, fs")
+    parser.add_argument("--figure", type=Path, help="draw error versus time here (.svg)")
     parser.add_argument("--short", action="store_true")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    asked = parsed()
     limit_threads(9)
-    results: dict[str, list[dict[str, Any]]] = {}
-    for seed in arguments.seeds:
-        levers = Levers(arguments.output, seed, short=arguments.short)
-        for arm in [None, *arguments.arms]:
+    sizes = Sizes(
+        network=asked.network,
+        frames=asked.frames,
+        runs=asked.runs,
+        start_evaluations=asked.evaluations[0],
+        evaluations=asked.evaluations[1],
+        lr=tuple(asked.lr),
+        n_starts=asked.starts,
+        horizon_fs=asked.horizon,
+        n_free=int(asked.free[0]),
+        free_fs=asked.free[1],
+        kelvin=asked.kelvin,
+        coarse_fs=asked.coarse,
+    )
+    if asked.short:
+        sizes = SHORT
+    given = {name: getattr(asked, name) for name in ("train", "validation", "test")} if asked.train else None
+    results: dict[str, dict[str, dict[str, Any]]] = {}
+    for seed in asked.seeds:
+        levers = Levers(asked.output, seed, sizes, given)
+        for arm in [None, *asked.arms]:
             print(f"seed {seed}: {arm or 'start'}", flush=True)
-            results.setdefault(arm or "start", []).append(levers.result(arm))
-            write_text(arguments.output / "results.json", json.dumps(results, indent=1) + "\n")
-    print(table(results))
+            results.setdefault(arm or "start", {})[str(seed)] = levers.result(arm)
+            write_text(asked.output / "results.json", json.dumps(results) + "\n")
+    print(tables(results, CONTROL))
+    if asked.figure:
+        draw(results, CONTROL, asked.figure)
 
 
 if __name__ == "__main__":
