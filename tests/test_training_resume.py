@@ -212,6 +212,17 @@ def test_the_written_configuration_repeats_the_run(
     assert_same_training(tmp_path, undisturbed)
 
 
+def test_the_learning_rate_left_to_the_network_is_written(
+    data: dict[str, list[str]], undisturbed: Path, tmp_path: Path
+) -> None:
+    """Higher for a new egnn than for one that is trained on, unless it is given."""
+    run(data, tmp_path / "new", max_epochs=1)
+    run(data, tmp_path / "on", max_epochs=1, start_from=str(undisturbed / "model.pt"), model={})
+    rates = [read_config(tmp_path / name / "config.yaml").curriculum.lr for name in ("new", "on")]
+    assert rates == [1e-2, 3e-3]
+    assert read_config(undisturbed / "config.yaml").curriculum.lr == rates[0]
+
+
 def test_a_measured_budget_is_kept(data: dict[str, list[str]], tmp_path: Path) -> None:
     """By a resume, and by a run from the configuration that was written."""
     first, second = tmp_path / "first", tmp_path / "second"

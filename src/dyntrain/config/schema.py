@@ -187,7 +187,9 @@ class ScheduleConfig(_Section):
 
     kind: Literal["schedule"] = "schedule"
     stages: list[StageConfig] = Field(default_factory=_default_stages, min_length=1)
-    lr: float = Field(default=3e-3, gt=0, description="largest learning rate")
+    lr: float | None = Field(
+        default=None, gt=0, description="largest learning rate; null: 1e-2 for a new egnn, else 3e-3"
+    )
     floor: float = Field(default=1e-6, gt=0, description="learning rate at the end")
     warmup: float = Field(default=0.01, ge=0, lt=1, description="share of the budget with a rising rate")
     epochs: int = Field(default=20, ge=1, description="validations, evenly over the budget")

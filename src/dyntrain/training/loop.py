@@ -108,6 +108,7 @@ class _Run:
         self.observer = observer if self.is_first else Silent()
         self.begun = self.saved_at = self.clock = begun
         self.cpu_clock = time.process_time()
+        config = setup.with_learning_rate(config, potential)
         together(fabric, lambda: self._prepare(config, potential))
         self.fingerprint = setup.fingerprint(self.split, self.sampler.replay)
         earlier = from_first(fabric, lambda: folder.earlier(config, self.fingerprint))

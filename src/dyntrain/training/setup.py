@@ -9,7 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dyntrain.config import Config, DataFiles, FinetuneConfig, PlateauConfig, TruncatedConfig
+from dyntrain.config import (
+    Config,
+    DataFiles,
+    FinetuneConfig,
+    PlateauConfig,
+    ScheduleConfig,
+    TruncatedConfig,
+)
 from dyntrain.curriculum import Curriculum, PlateauCurriculum, ScheduleCurriculum, Stage
 from dyntrain.data.diagnose import RunReport, usable_runs
 from dyntrain.data.keys import KeyMap
@@ -220,10 +227,21 @@ def check_stress(loss: Loss, runs: Sequence[Trajectory]) -> None:
             )
 
 
+def with_learning_rate(config: Config, own: Potential | None = None) -> Config:
+    """The configuration with the learning rate that it leaves to the network (measured: docs/research.md)."""
+    curriculum = config.curriculum
+    if not isinstance(curriculum, ScheduleConfig) or curriculum.lr is not None:
+        return config
+    new_egnn = own is None and config.start_from is None and config.model.name == "egnn"
+    chosen = curriculum.model_copy(update={"lr": 1e-2 if new_egnn else 3e-3})
+    return config.model_copy(update={"curriculum": chosen})
+
+
 def make_curriculum(config: Config) -> Curriculum:
     curriculum = config.curriculum
     if isinstance(curriculum, PlateauConfig):
         return PlateauCurriculum(**curriculum.model_dump(exclude={"kind"}))
+    assert curriculum.lr is not None  # with_learning_rate
     stages = [Stage(stage.segment_length, stage.share) for stage in curriculum.stages]
     return ScheduleCurriculum(
         stages, curriculum.lr, curriculum.floor, curriculum.warmup, curriculum.stop_after
