@@ -296,7 +296,8 @@ def main() -> None:
         )
         row["training"] = trained_arms(config, arguments.minutes, arguments.seeds, arguments.starts)
     rows = keep(arguments.results, name, row)
-    whole = {of: found for of, found in rows.items() if COLUMNS.keys() <= found.keys()}  # others were cut short
+    # Rows of measurements that were cut short wait.
+    whole = {of: found for of, found in rows.items() if COLUMNS.keys() <= found.keys()}
     write_text(arguments.results.with_suffix(".md"), markdown(whole))
     print(markdown({name: row}))
 
