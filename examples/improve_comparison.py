@@ -209,7 +209,8 @@ class Comparison:
             "model": NETWORKS[self.sizes.network],
             "batch_size": self.sizes.batch_size,
             "start_from": None if start is None else str(start),
-            "curriculum": {"stages": [{"segment_length": 1, "share": 1}], "epochs": 5},
+            # One rate for starts and what follows; docs/research-frames.md has its figures with it.
+            "curriculum": {"stages": [{"segment_length": 1, "share": 1}], "epochs": 5, "lr": 3e-3},
             "validation": {"n_starts": 16, "n_steps": min(40, self.sizes.held_out_steps // 6)},
             "budget": {"evaluations": evaluations, "costs": {"rollout": 1.0}},
         }
