@@ -1,7 +1,8 @@
 """Levers for data that cannot be extended: what does further training gain, at equal frames and equal cost?
 
-Every arm goes on from the same one-step model, on the same frames, for the same number of model
-evaluations; the arms are plain overrides of one configuration, each of which works in a user's YAML as well.
+Every arm goes on from the same one-step model (or begins with random weights, `--evaluations 0 N`), on the
+same frames, for the same number of model evaluations, those named longer apart; the arms are plain overrides
+of one configuration, each of which works in a user's YAML as well.
 Measured beside held-out runs (force error of roll-outs, kicks applied, the same starts for all arms and
 seeds), on free runs (how many fail) and, where tblite made the data, against it on these runs (the audit).
 
@@ -23,30 +24,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from levers_table import MARKS_FS, draw, tables
+from levers_table import draw, tables
 
 from dyntrain.atomic import write_text
 from dyntrain.config import parse_config
 from dyntrain.data.readers import read_trajectories
-from dyntrain.data.segments import collate, find_segments
 from dyntrain.data.store import write_store
 from dyntrain.data.trajectory import Trajectory
+from dyntrain.evaluate import MARKS_FS, rollout_errors
 from dyntrain.evaluate.audit import audit
-from dyntrain.evaluate.starts import spread
 from dyntrain.improve.rounds import own_runs
 from dyntrain.models.files import load_model
-from dyntrain.neighbors import VerletNeighbors
-from dyntrain.observables import mae_per_system
 from dyntrain.potential import Potential
 from dyntrain.reference import AimdSettings, generate_aimd
 from dyntrain.reference.cache import StoredReference
-from dyntrain.rollout import BurstGuard, StopGradient
 from dyntrain.threads import limit_threads
 from dyntrain.training import train
-from dyntrain.unroll import unroll
 
 NETWORKS: dict[str, dict[str, Any]] = {
+    "default": {"name": "egnn"},
     "egnn": {"name": "egnn", "settings": {"width": 32, "n_channels": 16}},
     "tiny": {"name": "egnn", "settings": {"width": 8, "n_channels": 2}},
     "paper_egnn": {"name": "paper_egnn", "settings": {"width": 32}},
@@ -59,27 +55,34 @@ _LATE = 0.6
 """Share of one-step training before what comes *late*."""
 
 
+def scheduled(shares: dict[int, float]) -> dict[str, Any]:
+    """Segment length → share of the budget, in this order."""
+    return {"stages": [{"segment_length": s, "share": share} for s, share in shares.items()]}
+
+
 def stages(*lengths: int) -> dict[str, Any]:
     """Segment lengths one after the other, each for the same share of the budget."""
-    return {"stages": [{"segment_length": length, "share": 1} for length in lengths]}
+    return scheduled(dict.fromkeys(lengths, 1.0))
 
 
 def late(length: int) -> dict[str, Any]:
     """One-step training, then segments while the learning rate falls to zero."""
-    shares = {1: _LATE, length: 1 - _LATE}
-    return {"stages": [{"segment_length": s, "share": share} for s, share in shares.items()]}
+    return scheduled({1: _LATE, length: 1 - _LATE})
 
 
 COARSE = {"curriculum": late(16), "stride": 4}  # the stride of --coarse is set where dt is known
 AS_FORCE = {"weight": 1.0, "as_force": True}
 CONTROL = "one-step"
+LONGER = {"one-step, twice as long": 2.0, "one-step, 4 times as long": 4.0}
 ARMS: dict[str, dict[str, Any]] = {
     CONTROL: {},
+    **{arm: {} for arm in LONGER},
     "one-step, 32 a step": {"batch_size": 32},
     "one-step, noise 0.003 Å": {"noise": 0.003},
     "one-step, forces by element": {"loss": {"forces": {"per_element": True}}},
     "S = 8, stop-gradient": {"curriculum": stages(8), "backprop": "stop_gradient"},
     "S = 2, 4, 8": {"curriculum": stages(2, 4, 8)},
+    "S = 1, late 2, 4, 8": {"curriculum": scheduled({1: _LATE, 2: 0.1, 4: 0.1, 8: 0.2})},
     "S = 1, late 8": {"curriculum": late(8)},
     "S = 1, late 64, adjoint": {"curriculum": late(64), "backprop": "adjoint"},
     "S = 1, late 16 coarse": COARSE,
@@ -165,10 +168,15 @@ class Levers:
         settings = AimdSettings(system="ethanol", n_steps=n_steps, thermalise_steps=thermalise, seed=seed)
         return generate_aimd(settings, folder, n_runs=n_runs)
 
+    @property
+    def start_model(self) -> Path:
+        """From which all arms go on, where they do not begin with random weights."""
+        return self.folder / slug(None) / "model.pt"
+
     def config(self, arm: str | None) -> dict[str, Any]:
         """The configuration of an arm; None: that of the model from which all of them go on."""
         overrides = {} if arm is None else ARMS[arm]
-        sizes, is_start = self.sizes, arm is None
+        sizes, is_start, longer = self.sizes, arm is None, LONGER.get(arm or "", 1.0)
         curriculum = {"lr": sizes.lr[0 if is_start else 1], "epochs": 5}
         if "stride" in overrides:
             overrides = overrides | {"stride": max(1, round(sizes.coarse_fs / self.dt_fs))}
@@ -177,12 +185,12 @@ class Levers:
             "data": {name: [str(f) for f in self.files[name]] for name in ("train", "validation")},
             "output": str(self.folder / slug(arm)),
             "seed": self.seed,
-            "start_from": None if is_start else str(self.folder / slug(None) / "model.pt"),
+            "start_from": None if is_start or not sizes.start_evaluations else str(self.start_model),
             "model": NETWORKS[sizes.network],
-            "batch_size": 8,
+            "batch_size": 8 if sizes.start_evaluations else 16,
             "validation": {"n_starts": 16, "n_steps": min(40, sizes.held_out_steps // 18)},
             "budget": {
-                "evaluations": sizes.start_evaluations if is_start else sizes.evaluations,
+                "evaluations": sizes.start_evaluations if is_start else longer * sizes.evaluations,
                 "costs": {"rollout": cost},
             },
             **overrides,
@@ -244,27 +252,13 @@ def cut(parts: Sequence[str], folder: Path) -> list[Path]:
     return found
 
 
-@torch.no_grad()
 def rolled_out(
     potential: Potential, test: Sequence[Trajectory], n_starts: int, horizon_fs: float
 ) -> dict[str, list[float | None]]:
     """Force MAE (eV/Å) of each start at the marks, beside held-out runs; every seed and arm has the same."""
-    dt_fs = test[0].dt_fs
-    marks = {round(mark / dt_fs): mark for mark in MARKS_FS if mark <= horizon_fs}
-    batch = collate(list(spread(find_segments(test, max(marks) + 1, "held-out"), n_starts, 0)), test)
-    neighbors = VerletNeighbors(potential.cutoff)
-    found: dict[str, list[float | None]] = {}
-    for frame in unroll(potential, batch, backprop=StopGradient(), neighbors=neighbors, guard=BurstGuard()):
-        if frame.step not in marks:
-            continue
-        atoms = batch.state.atoms_of(frame.systems)
-        wrong = (frame.prediction.forces - batch.targets.forces[frame.step, atoms]).numpy()
-        errors = np.full(batch.state.n_systems, np.inf)
-        errors[frame.systems.numpy()] = mae_per_system(
-            wrong, frame.state.system_idx.numpy(), frame.state.n_systems
-        )
-        found[f"{marks[frame.step]:g}"] = _plain(errors)
-    return found
+    found = rollout_errors(potential, test, horizon_fs=horizon_fs, n_starts=n_starts)
+    places = {f"{mark:g}": found.index_at(mark) for mark in MARKS_FS}
+    return {mark: _plain(found.force_mae[k]) for mark, k in places.items() if k is not None}
 
 
 def _plain(values: np.ndarray) -> list[float | None]:
@@ -287,7 +281,7 @@ def parsed() -> argparse.Namespace:
         type=float,
         nargs=2,
         default=(defaults.start_evaluations, defaults.evaluations),
-        help="of the start and of each arm",
+        help="of the start (0: none, the arms begin with random weights, 16 structures a step) and of an arm",
     )
     parser.add_argument(
         "--lr",
@@ -331,7 +325,7 @@ def main() -> None:
     results: dict[str, dict[str, dict[str, Any]]] = {}
     for seed in asked.seeds:
         levers = Levers(asked.output, seed, sizes, given)
-        for arm in [None, *asked.arms]:
+        for arm in [None, *asked.arms] if sizes.start_evaluations else asked.arms:
             print(f"seed {seed}: {arm or 'start'}", flush=True)
             results.setdefault(arm or "start", {})[str(seed)] = levers.result(arm)
             write_text(asked.output / "results.json", json.dumps(results) + "\n")

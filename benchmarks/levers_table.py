@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
-MARKS_FS = (0.0, 10.0, 25.0, 50.0, 100.0, 150.0)
 _SHOWN_OWN = ("0", "100", "200", "500")
 
 Results = Mapping[str, Mapping[str, Mapping[str, Any]]]
