@@ -1,10 +1,10 @@
-"""The YAML configuration: its sections (schema.py) and how it is read, told off and written (reading.py)."""
+"""The YAML configuration: its sections, the whole (schema.py), how it is read and written (reading.py)."""
 
+from dyntrain.config.presets import PAPER
 from dyntrain.config.reading import dump_config, parse_config, read_config
-from dyntrain.config.schema import (
-    PAPER,
+from dyntrain.config.schema import Config
+from dyntrain.config.sections import (
     BudgetConfig,
-    Config,
     CostsConfig,
     DataFiles,
     FinetuneConfig,

@@ -10,15 +10,9 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from dyntrain.config.schema import (
-    PAPER,
-    Config,
-    DataFiles,
-    PlateauConfig,
-    ScheduleConfig,
-    TruncatedConfig,
-    kind_of,
-)
+from dyntrain.config.presets import PAPER
+from dyntrain.config.schema import Config, kind_of
+from dyntrain.config.sections import DataFiles, PlateauConfig, ScheduleConfig, TruncatedConfig
 from dyntrain.errors import UserError
 
 
