@@ -24,13 +24,13 @@ from dyntrain.compare.arms import (
     Measured,
     arm_config,
     arms_of,
-    check_comparable,
+    dynamic_config,
     labelled_frames,
 )
 from dyntrain.compare.held_out import make_plan
 from dyntrain.compare.measuring import rms_drift
 from dyntrain.compare.record import to_dict
-from dyntrain.config import Config
+from dyntrain.config import Config, parse_config
 from dyntrain.data.trajectory import Trajectory
 from dyntrain.errors import UserError
 from dyntrain.evaluate import EvaluationSettings
@@ -155,7 +155,16 @@ def test_stop_gradient_is_no_arm_where_it_is_what_was_asked_for() -> None:
 )
 def test_what_cannot_be_compared_is_refused(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        check_comparable(config_of(["none"], Path("out"), **changes))
+        dynamic_config(config_of(["none"], Path("out"), **changes))
+
+
+def test_stages_that_are_left_out_are_those_of_the_dynamic_preset() -> None:
+    values = {"data": ["none"], "curriculum": {"epochs": 3, "lr": 0.02}}
+    preset = parse_config({**values, "preset": "dynamic"})
+    assert dynamic_config(parse_config(values)).curriculum == preset.curriculum
+    assert preset.max_length == 8
+    asked = config_of(["none"], Path("out"), curriculum=STAGES)
+    assert dynamic_config(asked) == asked
 
 
 # --- noise --------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dyntrain.config import PAPER, Config, dump_config, parse_config, read_config
+from dyntrain.config import PRESETS, Config, dump_config, parse_config, read_config
 from dyntrain.errors import UserError
 
 # Every section there is, so that a wrong key can be put into any of them.
@@ -127,7 +127,7 @@ whole = st.integers(min_value=1, max_value=10**6)
             "dt": st.none() | positive,
             "seed": st.integers(min_value=0, max_value=2**31),
             "output": st.text(min_size=1),
-            "preset": st.sampled_from([None, "paper"]),
+            "preset": st.sampled_from([None, "dynamic", "paper"]),
             "batch_size": whole,
             "training_points": st.none() | whole,
             "ema": st.floats(min_value=0, max_value=0.999),
@@ -154,7 +154,7 @@ def test_data_alone_is_enough() -> None:
     config = parse_config({"data": ["run.traj"]})
     assert (config.model.name, config.backprop, config.precision) == ("egnn", "full", "float32")
     assert config.curriculum.kind == "schedule"
-    assert config.max_length == 8
+    assert config.max_length == 1  # what won wherever it was measured
     assert config.max_seconds == 3600.0
 
 
@@ -185,11 +185,20 @@ def test_the_paper_preset_is_the_published_table() -> None:
     assert config.max_time is None
 
 
+def test_the_dynamic_preset_is_longer_segments_and_nothing_else() -> None:
+    config = parse_config({"data": ["a"], "preset": "dynamic", "curriculum": {"lr": 0.02}})
+    lengths = [stage.segment_length for stage in config.curriculum.stages]
+    assert lengths == [1, 2, 4, 8] and config.curriculum.lr == 0.02
+    rest = {"preset", "curriculum"}
+    plain = parse_config({"data": ["a"]})
+    assert config.model_dump(exclude=rest) == plain.model_dump(exclude=rest)
+
+
 def test_what_the_user_says_comes_on_top_of_the_preset() -> None:
     own = {"loss": {"forces": {"kind": "l2"}, "energy": None}, "curriculum": {"patience": 2}, "batch_size": 8}
-    before = copy.deepcopy(PAPER)
+    before = copy.deepcopy(PRESETS)
     config = parse_config({"data": ["a"], "preset": "paper", **own})
-    assert before == PAPER
+    assert before == PRESETS
     forces, curriculum = config.loss.forces, config.curriculum
     assert forces is not None and (forces.kind, forces.per_element) == ("l2", True)
     assert config.loss.energy is None
@@ -220,7 +229,7 @@ def test_a_curriculum_of_another_kind_replaces_the_presets(own: dict[str, Any]) 
         ({"data": ["a"], "dt": math.nan}, "`dt`: should be"),
         ({"data": ["a"], "ema": 1.0}, "`ema`: should be less than 1, got 1.0"),
         ({"data": ["a"], "device": "tpu"}, "`device`: should be 'auto', 'cpu' or 'cuda', got 'tpu'"),
-        ({"data": ["a"], "preset": "papr"}, "`preset`: should be 'paper', got 'papr'"),
+        ({"data": ["a"], "preset": "papr"}, "`preset`: should be 'dynamic' or 'paper', got 'papr'"),
         ({"data": ["a"], "model": 3}, "`model`: should be a section of keys and values, got 3"),
         ({"data": ["a"], "loss": {"forces": 3}}, "`loss.forces`: should be a section of keys and values"),
         ({"data": ["a"], "backprop": "ful"}, "`backprop`: should be 'stop_gradient', 'full' or 'adjoint'"),

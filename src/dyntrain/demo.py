@@ -14,7 +14,7 @@ import torch
 
 from dyntrain import __version__
 from dyntrain.atomic import write_text
-from dyntrain.config import BudgetConfig, Config, dump_config, parse_config
+from dyntrain.config import PRESETS, BudgetConfig, Config, dump_config, parse_config
 from dyntrain.data.readers import read_trajectories
 from dyntrain.data.run_report import RunReport
 from dyntrain.errors import UserError
@@ -28,12 +28,7 @@ from dyntrain.training.logs import read_log
 
 ARMS = {
     "one_step": [{"segment_length": 1, "share": 1.0}],
-    "dynamic": [
-        {"segment_length": 1, "share": 0.6},
-        {"segment_length": 2, "share": 0.1},
-        {"segment_length": 4, "share": 0.1},
-        {"segment_length": 8, "share": 0.2},
-    ],
+    "dynamic": PRESETS["dynamic"]["curriculum"]["stages"],
 }
 """What the two trainings differ in, and all they differ in: the segment lengths over the budget."""
 

@@ -9,7 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from dyntrain.config import BudgetConfig, Config, CostsConfig, PlateauConfig, parse_config
+from dyntrain.config import (
+    PRESETS,
+    BudgetConfig,
+    Config,
+    CostsConfig,
+    PlateauConfig,
+    ScheduleConfig,
+    parse_config,
+)
 from dyntrain.data.trajectory import IntArray, Trajectory
 from dyntrain.errors import UserError
 from dyntrain.training import setup
@@ -41,16 +49,21 @@ class Measured:
     validations: int | None = None
 
 
-def check_comparable(config: Config) -> None:
-    """Refuse what cannot be compared.
+def dynamic_config(config: Config) -> Config:
+    """The configuration with the stages of ``preset: dynamic`` where it leaves them to the default.
 
     Raises:
-        UserError: no segment beyond S = 1, no budget, or an end that is not the budget's.
+        UserError: what cannot be compared: no segment beyond S = 1, no budget, or an end that is not the
+            budget's.
     """
+    if "stages" not in config.curriculum.model_fields_set and isinstance(config.curriculum, ScheduleConfig):
+        values = config.model_dump(mode="json")
+        values["curriculum"] |= PRESETS["dynamic"]["curriculum"]
+        config = parse_config(values)
     if config.max_length == 1:
         raise UserError(
             "curriculum: it never goes beyond segments of 1 frame, which is one-step training; give stages "
-            "(or max_length) with longer ones to compare dynamic training with it"
+            "(or max_length) with longer ones to compare dynamic training with it, or leave stages out"
         )
     if config.max_epochs is not None:
         raise UserError(
@@ -59,6 +72,7 @@ def check_comparable(config: Config) -> None:
         )
     if config.budget is None and config.max_seconds is None:
         raise UserError("give max_time (90s, 5m, 2h), the time of each training, or budget: all get the same")
+    return config
 
 
 def arms_of(config: Config) -> list[str]:

@@ -16,7 +16,7 @@ from dyntrain.compare.arms import (
     Measured,
     arm_config,
     arms_of,
-    check_comparable,
+    dynamic_config,
     labelled_frames,
 )
 from dyntrain.compare.held_out import (
@@ -90,7 +90,7 @@ def run_comparison(
     Raises:
         UserError: a configuration that cannot be compared, or anything that ``train`` refuses.
     """
-    check_comparable(config)
+    config = dynamic_config(config)
     split, _ = setup.load_split(config)
     runs, where = held_out_runs(split)
     if reference is not None:

@@ -1,6 +1,6 @@
 """The YAML configuration: its sections, the whole (schema.py), how it is read and written (reading.py)."""
 
-from dyntrain.config.presets import PAPER
+from dyntrain.config.presets import PRESETS
 from dyntrain.config.reading import dump_config, parse_config, read_config
 from dyntrain.config.schema import Config
 from dyntrain.config.sections import (
@@ -15,7 +15,7 @@ from dyntrain.config.sections import (
 )
 
 __all__ = [
-    "PAPER",
+    "PRESETS",
     "BudgetConfig",
     "Config",
     "CostsConfig",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-PAPER: dict[str, Any] = {
+_PAPER: dict[str, Any] = {
     "model": {"name": "paper_egnn", "cutoff": 5.0},
     "batch_size": 32,
     "training_points": 256,
@@ -28,4 +28,19 @@ PAPER: dict[str, Any] = {
     "ema": 0.0,
     "validation": {"n_starts": 256, "n_steps": 120, "batch_size": 256},
 }
-"""The published recipe (METHOD); what the user's YAML says comes on top of it."""
+"""The published recipe (METHOD)."""
+
+_DYNAMIC: dict[str, Any] = {
+    "curriculum": {
+        "kind": "schedule",
+        "stages": [
+            {"segment_length": 1, "share": 0.6},
+            {"segment_length": 2, "share": 0.1},
+            {"segment_length": 4, "share": 0.1},
+            {"segment_length": 8, "share": 0.2},
+        ],
+    },
+}
+"""Segments that grow in the last 40 % of the budget."""
+
+PRESETS = {"paper": _PAPER, "dynamic": _DYNAMIC}

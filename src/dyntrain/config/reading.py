@@ -10,7 +10,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from dyntrain.config.presets import PAPER
+from dyntrain.config.presets import PRESETS
 from dyntrain.config.schema import Config, kind_of
 from dyntrain.config.sections import DataFiles, PlateauConfig, ScheduleConfig, TruncatedConfig
 from dyntrain.errors import UserError
@@ -27,10 +27,12 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 def _with_preset(values: dict[str, Any]) -> dict[str, Any]:
     """The values on top of the preset they name; a curriculum of another kind replaces the preset's."""
-    if values.get("preset") != "paper":
+    name = values.get("preset")
+    if not isinstance(name, str) or name not in PRESETS:
         return values
-    preset, own = dict(PAPER), values.get("curriculum")
-    if isinstance(own, dict) and kind_of(own, default="plateau") != "plateau":
+    preset, own = dict(PRESETS[name]), values.get("curriculum")
+    kind = preset["curriculum"]["kind"]
+    if isinstance(own, dict) and kind_of(own, default=kind) != kind:
         del preset["curriculum"]
     return _merged(preset, values)
 

@@ -76,7 +76,11 @@ class Config(Section):
     keys: KeysConfig | None = Field(default=None, description="names and units of the files' keys")
     output: str = Field(default="dyntrain-output", description="folder for everything written")
     seed: int = Field(default=0, ge=0)
-    preset: Literal["paper"] | None = Field(default=None, description="paper: the published recipe")
+    preset: Literal["dynamic", "paper"] | None = Field(
+        default=None,
+        description="dynamic: segments of up to 8 frames in the last 40 % of the budget; paper: the "
+        "published recipe; what else is given comes on top",
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["float32", "float64"] = Field(
         default="float32", description="of the network's weights"

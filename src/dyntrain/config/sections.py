@@ -142,15 +142,16 @@ class StageConfig(Section):
     share: float = Field(gt=0, description="share of the budget (all shares are scaled to 1)")
 
 
-def _default_stages() -> list[StageConfig]:
-    return [StageConfig(segment_length=s, share=w) for s, w in ((1, 0.6), (2, 0.1), (4, 0.1), (8, 0.2))]
-
-
 class ScheduleConfig(Section):
     """S and the learning rate follow the share of the budget that is spent."""
 
     kind: Literal["schedule"] = "schedule"
-    stages: list[StageConfig] = Field(default_factory=_default_stages, min_length=1)
+    stages: list[StageConfig] = Field(
+        default=[StageConfig(segment_length=1, share=1.0)],
+        min_length=1,
+        description="one after the other; by default single frames only, which was ahead wherever it was "
+        "measured (docs/research.md)",
+    )
     lr: float | None = Field(
         default=None, gt=0, description="largest learning rate; null: 1e-2 for a new egnn, else 3e-3"
     )
