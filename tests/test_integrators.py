@@ -197,11 +197,3 @@ def test_kicks_make_another_potential_follow_a_thermostatted_run(dt: float | Ten
     followed = recording(run(other, start, dt, 50, kicks))
     torch.testing.assert_close(followed[0], positions, rtol=0, atol=1e-12)
     torch.testing.assert_close(followed[1], velocities, rtol=0, atol=1e-12)
-
-
-def test_kicks_of_some_atoms() -> None:
-    kicks = Kicks(torch.randn(4, 5, 3), torch.randn(4, 5, 3)).to("cpu")
-    some = kicks.select_atoms(torch.tensor([1, 4]))
-    assert some.n_steps == 4
-    assert torch.equal(some.positions, kicks.positions[:, [1, 4]])
-    assert torch.equal(some.velocities, kicks.velocities[:, [1, 4]])

@@ -32,10 +32,6 @@ class Kicks:
     def n_steps(self) -> int:
         return int(self.positions.shape[0])
 
-    def select_atoms(self, atoms: Tensor) -> Kicks:
-        """The kicks of some atoms only (indices [m]); the cells stay."""
-        return Kicks(self.positions[:, atoms], self.velocities[:, atoms], self.cells)
-
     def to(self, device: torch.device | str) -> Kicks:
         cells = None if self.cells is None else self.cells.to(device)
         return Kicks(self.positions.to(device), self.velocities.to(device), cells)
