@@ -73,10 +73,15 @@ def late(length: int) -> dict[str, Any]:
 COARSE = {"curriculum": late(16), "stride": 4}  # the stride of --coarse is set where dt is known
 AS_FORCE = {"weight": 1.0, "as_force": True}
 CONTROL = "one-step"
-LONGER = {"one-step, twice as long": 2.0, "one-step, 4 times as long": 4.0}
+LONGER = {
+    "one-step, twice as long": 2.0,
+    "one-step, 4 times as long": 4.0,
+    "S = 16 coarse, 4 times as long": 4.0,
+}
 ARMS: dict[str, dict[str, Any]] = {
     CONTROL: {},
-    **{arm: {} for arm in LONGER},
+    "one-step, twice as long": {},
+    "one-step, 4 times as long": {},
     "one-step, 32 a step": {"batch_size": 32},
     "one-step, noise 0.003 Å": {"noise": 0.003},
     "one-step, forces by element": {"loss": {"forces": {"per_element": True}}},
@@ -85,6 +90,13 @@ ARMS: dict[str, dict[str, Any]] = {
     "S = 1, late 2, 4, 8": {"curriculum": scheduled({1: _LATE, 2: 0.1, 4: 0.1, 8: 0.2})},
     "S = 1, late 8": {"curriculum": late(8)},
     "S = 1, late 64, adjoint": {"curriculum": late(64), "backprop": "adjoint"},
+    "S = 16": {"curriculum": stages(16)},
+    "S = 8 coarse": {**COARSE, "curriculum": stages(8)},
+    "S = 16 coarse": {**COARSE, "curriculum": stages(16)},
+    "S = 16 coarse, 4 times as long": {**COARSE, "curriculum": stages(16)},
+    "S = 32 coarse": {**COARSE, "curriculum": stages(32)},
+    "S = 16 coarse, stop-gradient": {**COARSE, "curriculum": stages(16), "backprop": "stop_gradient"},
+    "S = 16 coarse, velocities": {**COARSE, "curriculum": stages(16), "loss": {"velocities": AS_FORCE}},
     "S = 1, late 16 coarse": COARSE,
     "S = 1, late 16 coarse, positions": {**COARSE, "loss": {"positions": {"weight": 10.0}}},
     "S = 1, late 16 coarse, velocities": {**COARSE, "loss": {"velocities": AS_FORCE}},
