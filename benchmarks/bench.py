@@ -220,7 +220,7 @@ def overhead_rows(worker: Worker, n_rounds: int) -> list[dict[str, Any]]:
         for kind in steps:
             more = ratio(found[kind], found["bare"]) - 1.0
             what = f"training step {kind} over the bare network, {network}"
-            rows.append(row(what, "≤ 5 %", f"{100 * more:.0f} %", more <= 0.05, seconds=found))
+            rows.append(row(what, "≤ 5 %", f"{100 * more:.1f} %", more <= 0.05, seconds=found))
         contestants = {
             "whole": lambda network=network: worker.run("md", network=network, n_steps=MD_STEPS)["cpu"],
             "bare": lambda network=network: worker.run("bare_evaluations", network=network, n_steps=MD_STEPS)[
@@ -230,7 +230,7 @@ def overhead_rows(worker: Worker, n_rounds: int) -> list[dict[str, Any]]:
         found = in_turns(contestants, rounds)
         more = ratio(found["whole"], found["bare"]) - 1.0
         what = f"batched MD step over the bare network, {network}"
-        rows.append(row(what, "≤ 15 %", f"{100 * more:.0f} %", more <= 0.15, seconds=found))
+        rows.append(row(what, "≤ 15 %", f"{100 * more:.1f} %", more <= 0.15, seconds=found))
     return rows
 
 

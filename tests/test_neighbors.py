@@ -14,12 +14,18 @@ from hypothesis import strategies as st
 from matscipy.neighbours import neighbour_list as matscipy_neighbour_list
 
 from dyntrain.errors import UserError
+from dyntrain.neighbor_search import (
+    FEW_ATOMS,
+    Found,
+    System,
+    _canonical_order,
+    _search_cells,
+    _search_every_pair,
+)
 from dyntrain.neighbors import (
     FrozenNeighbors,
     NeighborList,
     VerletNeighbors,
-    _canonical_order,
-    _Found,
     _KnownPairs,
     neighbor_list,
     pair_vectors,
@@ -123,7 +129,7 @@ def test_a_structure_met_before_is_not_searched_again(monkeypatch: pytest.Monkey
     state = State.from_ase(SYSTEMS["skewed"])
     first = pairs_of(neighbor_list(state, 3.0))
     neighbor_list(state, 3.0).shifts.add_(7.0)  # a caller's list is its own
-    monkeypatch.setattr("vesin.NeighborList.compute", lambda *_: pytest.fail("searched"))
+    monkeypatch.setattr("dyntrain.neighbors.search", lambda *_: pytest.fail("searched"))
     assert pairs_of(neighbor_list(state, 3.0)) == first
     others = [state.replace(positions=state.positions + 1e-14), state.replace(cell=state.cell * 1.1)]
     for other, cutoff in [*((other, 3.0) for other in others), (state, 3.1)]:
@@ -134,7 +140,7 @@ def test_a_structure_met_before_is_not_searched_again(monkeypatch: pytest.Monkey
 def test_known_structures_are_forgotten_before_they_fill_the_memory() -> None:
     known = _KnownPairs()
     size = known.CAPACITY // 1500
-    pairs = _Found(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros((0, 3), np.int32), True)
+    pairs = Found(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros((0, 3), np.int32), True)
     for number in range(1600):
         known.keep((bytes(size), number.to_bytes(2)), pairs)
     assert known.get((bytes(size), (1599).to_bytes(2))) is not None
@@ -160,8 +166,51 @@ def test_pairs_at_the_cutoff_itself_are_out() -> None:
     assert pairs_of(neighbor_list(state, np.nextafter(2.0, 3.0))) == [(0, 1, 0, 0, 0)]
 
 
-def test_far_spread_atoms_in_a_plane() -> None:
+def searches_of(atoms: Atoms, cutoff: float) -> tuple[Found | None, Found]:
+    """What looking at every pair finds, and what the cell list does."""
+    system = System(atoms.positions, atoms.cell.complete().array, atoms.pbc)
+    return _search_every_pair(system, cutoff), _search_cells([system], cutoff)[0]
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    n_atoms=st.integers(0, 40),
+    seed=st.integers(0, 2**32 - 1),
+    scale=st.floats(1.0, 4.0),
+    cells_away=st.sampled_from([0, 3, 1000]),
+    pbc=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+)
+def test_every_pair_finds_what_the_cell_list_finds(
+    n_atoms: int, seed: int, scale: float, cells_away: int, pbc: tuple[bool, bool, bool]
+) -> None:
+    """In cells just wider than twice the cutoff, with atoms up to a thousand cells apart."""
+    cell, random = scale * SKEWED, np.random.default_rng(seed)
+    atoms = random_atoms(n_atoms, cell, pbc, seed)
+    away = random.integers(-cells_away, cells_away, (n_atoms, 3), endpoint=True)
+    if all(pbc):  # vesin 0.6 dies of some such atoms otherwise
+        atoms.positions += away @ cell
+    widths = 1.0 / np.linalg.norm(np.linalg.inv(cell), axis=0)
+    every_pair, cells = searches_of(atoms, 0.4999 * widths.min())
+    assert every_pair is not None
+    for a, b in zip(every_pair, cells, strict=True):
+        assert np.array_equal(a, b) and np.asarray(a).dtype == np.asarray(b).dtype
+
+
+def test_every_pair_is_not_looked_at_where_two_images_may_be_near() -> None:
+    atoms = Atoms("H2", positions=[[0, 0, 0], [3.0, 0, 0]], cell=[6.0, 20.0, 20.0], pbc=True)
+    assert searches_of(atoms, 2.9)[0] is not None
+    assert searches_of(atoms, 3.1)[0] is None
+    assert pairs_of(neighbor_list(State.from_ase(atoms), 3.1)) == [(0, 1, -1, 0, 0), (0, 1, 0, 0, 0)]
+    atoms.pbc = False
+    assert searches_of(atoms, 3.1)[0] is not None
+    atoms.positions[1] += 1e7
+    assert searches_of(atoms, 3.1)[0] is None
+    assert searches_of(random_atoms(FEW_ATOMS + 1, 40.0 * np.eye(3), (True, True, True)), 2.0)[0] is None
+
+
+def test_far_spread_atoms_in_a_plane(monkeypatch: pytest.MonkeyPatch) -> None:
     """vesin 0.6 ends the process by SIGFPE where such a plane lies along the axes."""
+    monkeypatch.setattr("dyntrain.neighbor_search.FEW_ATOMS", 0)
     positions = [[0.0, 0.0, 0.0], [400.0, 0.0, 1600.0], [200.0, 0.0, 400.0], [200.0, 0.0, 401.0]]
     pairs = neighbor_list(State.from_ase(Atoms("H4", positions=positions)), 2.0)
     assert (pairs.i.tolist(), pairs.j.tolist()) == ([2], [3])

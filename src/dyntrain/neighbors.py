@@ -1,17 +1,16 @@
-"""Neighbour lists: built by vesin on detached positions, in one canonical order, kept with a skin."""
+"""Neighbour lists: searched on detached positions, in one canonical order, kept with a skin."""
 
 from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
-import vesin
 from torch import Tensor
 
-from dyntrain.errors import UserError
+from dyntrain.neighbor_search import HAIR, Found, System, periodic_cell, search
 from dyntrain.state import State
 
 
@@ -68,10 +67,6 @@ class Neighbors(Protocol):
     def __call__(self, state: State) -> NeighborList: ...
 
 
-_HAIR = 1e-6
-"""Å by which the search looks beyond the asked radius, so that its rounding can never lose a pair."""
-
-
 def _within(state: State, candidates: NeighborList, cutoff: float) -> NeighborList:
     """The candidates closer than the cutoff: the one place where "within" is decided, always alike."""
     vectors = pair_vectors(state, candidates)
@@ -85,86 +80,6 @@ def _within(state: State, candidates: NeighborList, cutoff: float) -> NeighborLi
     )
 
 
-_ASKEW = np.linalg.qr(np.array([[3.0, 1.0, 2.0], [1.0, 4.0, -1.0], [-2.0, 1.0, 5.0]]))[0]
-"""A rotation that takes no axis and no plane of axes to another."""
-
-
-class _Found(NamedTuple):
-    """Pairs of one system in canonical order, as a search found them.
-
-    i, j, shifts: [n_pairs], [n_pairs], [n_pairs, 3], int32
-    all_within:   no pair lies so near the cutoff that its distance has to be looked at again
-    """
-
-    i: np.ndarray
-    j: np.ndarray
-    shifts: np.ndarray
-    all_within: bool
-
-    @property
-    def nbytes(self) -> int:
-        return self.i.nbytes + self.j.nbytes + self.shifts.nbytes
-
-
-def _canonical_order(i: np.ndarray, j: np.ndarray, shifts: np.ndarray) -> np.ndarray:
-    """Indices that sort by i, then j, then shift."""
-    n_atoms, span = int(j.max(initial=0)) + 1, int(shifts.max(initial=0)) - int(shifts.min(initial=0)) + 1
-    if n_atoms**2 * span**3 >= 2**62:  # atoms an astronomical number of cells apart
-        return np.lexsort((*shifts.T[::-1], j, i))
-    # One whole number a pair instead of five: no two are equal, so that any sort will do.
-    a, b, c = shifts.T
-    key = (((i * n_atoms + j) * span + a) * span + b) * span + c
-    return torch.from_numpy(key).argsort().numpy()  # in a third of numpy's time
-
-
-class _System(NamedTuple):
-    """positions [n_atoms, 3], cell [3, 3] with vectors in all directions that repeat, pbc [3]."""
-
-    positions: np.ndarray
-    cell: np.ndarray
-    pbc: np.ndarray
-
-
-def _search(systems: list[_System], cutoff: float) -> list[_Found]:
-    """Pairs of each system in canonical order; a hair too many.
-
-    All but vesin's own search is done for all systems at once: each step costs by itself, too.
-    """
-    raw = [_in_any_order(system, cutoff + _HAIR) for system in systems]
-    starts = np.cumsum([0, *(len(system.positions) for system in systems)])[:-1]
-    n_pairs = [len(found[0]) for found in raw]
-    ends = np.cumsum(n_pairs)
-    i, j, shifts, _ = (np.concatenate(column) for column in zip(*raw, strict=True))
-    first = np.repeat(starts, n_pairs)
-    i, j = i.astype(np.int64) + first, j.astype(np.int64) + first
-    turned = i > j
-    own = np.flatnonzero(i == j)
-    if own.size:
-        images = shifts[own]
-        turned[own] = np.take_along_axis(images, (images != 0).argmax(1)[:, None], 1)[:, 0] < 0
-    i, j = np.minimum(i, j), np.maximum(i, j)
-    shifts = shifts * np.where(turned, -1, 1).astype(np.int32)[:, None]
-    order = _canonical_order(i, j, shifts)
-    i, j = (i - first).astype(np.int32).take(order), (j - first).astype(np.int32).take(order)
-    shifts = shifts.take(order, axis=0)
-    found = []
-    for (*_, distances), n, end in zip(raw, n_pairs, ends, strict=True):
-        part = slice(end - n, end)
-        all_within = bool(distances.max(initial=0.0) < cutoff - _HAIR)
-        found.append(_Found(i[part].copy(), j[part].copy(), shifts[part].copy(), all_within))
-    return found
-
-
-def _in_any_order(system: _System, cutoff: float) -> tuple[np.ndarray, ...]:
-    """Each pair once, as vesin finds it: i, j, shifts, distances."""
-    positions, cell, pbc = system
-    if not pbc.any():
-        # vesin 0.6 divides by extents: it dies of far-spread atoms in a plane of the axes.
-        positions = positions @ _ASKEW
-    finder = vesin.NeighborList(cutoff=cutoff, full_list=False, n_threads=1)
-    return tuple(finder.compute(positions, cell, pbc.tolist(), "ijSd"))
-
-
 class _KnownPairs:
     """Pairs of structures met before, so that each epoch does not search them again.
 
@@ -175,13 +90,13 @@ class _KnownPairs:
     """Bytes."""
 
     def __init__(self) -> None:
-        self._found: dict[tuple[bytes, ...], _Found] = {}
+        self._found: dict[tuple[bytes, ...], Found] = {}
         self._size = 0
 
-    def get(self, structure: tuple[bytes, ...]) -> _Found | None:
+    def get(self, structure: tuple[bytes, ...]) -> Found | None:
         return self._found.get(structure)
 
-    def keep(self, structure: tuple[bytes, ...], pairs: _Found) -> None:
+    def keep(self, structure: tuple[bytes, ...], pairs: Found) -> None:
         size = sum(len(part) for part in structure) + pairs.nbytes
         # Large systems: MD, which never comes back to a structure. Known: twice in one batch.
         if size > self.CAPACITY // 1000 or structure in self._found:
@@ -193,21 +108,6 @@ class _KnownPairs:
 
 
 _known_pairs = _KnownPairs()
-
-
-def _periodic_cell(system: int, cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
-    """The cell with vectors in all directions; refuses a periodic one without."""
-    if not pbc.any() or (pbc.all() and abs(np.linalg.det(cell)) > 1.0):  # nearly always
-        return cell
-    lengths = np.linalg.norm(cell[pbc], axis=1)
-    completed = _completed(cell, pbc)
-    if lengths.min() < 1e-6 or abs(np.linalg.det(completed)) < 1e-6:
-        axis = "abc"[int(np.flatnonzero(pbc)[lengths.argmin()])]
-        raise UserError(
-            f"system {system} is periodic along {axis} but its cell {cell.tolist()} has no volume "
-            "along it: give the cell vectors, or pbc=False there"
-        )
-    return completed
 
 
 def neighbor_list(state: State, cutoff: float) -> NeighborList:
@@ -235,7 +135,7 @@ def _candidates(state: State, cutoff: float) -> tuple[NeighborList, bool]:
     cells, pbcs = state.cell.detach().cpu().numpy(), state.pbc.cpu().numpy()
     ends = np.cumsum(state.n_atoms_per_system().cpu().numpy())
     starts = np.concatenate([[0], ends[:-1]])
-    systems = [_System(positions[a:b], *box) for a, b, *box in zip(starts, ends, cells, pbcs, strict=True)]
+    systems = [System(positions[a:b], *box) for a, b, *box in zip(starts, ends, cells, pbcs, strict=True)]
     found = _found(systems, cutoff)
     parts = [(f.i + start, f.j + start, f.shifts) for f, start in zip(found, starts, strict=True)]
     all_within = all(f.all_within for f in found)
@@ -245,29 +145,18 @@ def _candidates(state: State, cutoff: float) -> tuple[NeighborList, bool]:
     return NeighborList(first.long(), second.long(), images.double()), all_within
 
 
-def _found(systems: list[_System], cutoff: float) -> list[_Found]:
+def _found(systems: list[System], cutoff: float) -> list[Found]:
     """Pairs of each system, searched where they are not known."""
     radius = struct.pack("d", cutoff)
     keys = [(*(array.tobytes() for array in system), radius) for system in systems]
     found = [_known_pairs.get(key) for key in keys]
     missing = [number for number, pairs in enumerate(found) if pairs is None]
     if missing:
-        wanted = [systems[k]._replace(cell=_periodic_cell(k, *systems[k][1:])) for k in missing]
-        for k, pairs in zip(missing, _search(wanted, cutoff), strict=True):
+        wanted = [systems[k]._replace(cell=periodic_cell(k, *systems[k][1:])) for k in missing]
+        for k, pairs in zip(missing, search(wanted, cutoff), strict=True):
             found[k] = pairs
             _known_pairs.keep(keys[k], pairs)
     return [pairs for pairs in found if pairs is not None]
-
-
-def _completed(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
-    """The cell with missing vectors of non-periodic directions filled in by unit normals."""
-    cell = cell.copy()
-    for axis in np.flatnonzero(~pbc):
-        if np.linalg.norm(cell[axis]) < 1e-6:
-            others = [cell[a] for a in range(3) if a != axis and np.linalg.norm(cell[a]) > 1e-6]
-            normal = np.linalg.svd(np.array(others))[2][-1] if others else np.eye(3)[axis]
-            cell[axis] = normal
-    return cell
 
 
 class VerletNeighbors:
@@ -277,7 +166,7 @@ class VerletNeighbors:
     history, because candidates keep the canonical order and are filtered by their exact distance.
 
     Attributes:
-        n_rebuilds: how often vesin was called so far.
+        n_rebuilds: how often it was searched for pairs so far.
     """
 
     def __init__(self, cutoff: float, skin: float = 1.0) -> None:
@@ -301,7 +190,7 @@ class VerletNeighbors:
     def _built(self, state: State) -> NeighborList:
         if self.skin == 0:
             return neighbor_list(state, self.cutoff)
-        candidates, _ = _candidates(state, self.cutoff + self.skin + _HAIR)
+        candidates, _ = _candidates(state, self.cutoff + self.skin + HAIR)
         return candidates
 
     def _still_valid(self, state: State) -> bool:

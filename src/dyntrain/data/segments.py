@@ -235,7 +235,10 @@ def collate(segments: Sequence[Segment], trajectories: Sequence[Trajectory]) -> 
         fixed=_marked(runs, [run.fixed_atoms for run in runs]),
     )
     dt = torch.tensor([s.stride * run.dt for s, run in zip(segments, runs, strict=True)], dtype=torch.float64)
-    kicks = VelocityVerlet(dt).record_kicks(targets.positions, targets.velocities, targets.forces, state)
+    if length > 1:
+        kicks = VelocityVerlet(dt).record_kicks(targets.positions, targets.velocities, targets.forces, state)
+    else:  # single frames, often: of no step
+        kicks = Kicks(targets.positions[1:], targets.velocities[1:])
     if not all(run.fixed_cell for run in runs):
         kicks = Kicks(kicks.positions, kicks.velocities, cells[1:])
     small_steps = {run.small_steps for run in runs} if length > 1 else {1}
