@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import sys
@@ -351,12 +352,25 @@ def test_forces_without_an_energy_are_marked() -> None:
         (lambda positions: positions, r"one energy per system \[1\] or per atom \[9\], got \(9, 3\)"),
         (lambda n_systems: 1.0, "got float"),
         (lambda positions: positions.detach().sum(-1), "cannot be trained through: the model detached"),
+        (lambda positions: positions.half().sum(-1), r"energies in float32 or float64, got torch\.float16"),
+        (3, "a function or nn.Module is expected, got 3"),
     ],
 )
 def test_what_cannot_be_a_potential(model: Any, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         potential = potential_from(model, cutoff=3.0)
         potential(State.from_ase(ethanol()), neighbor_list(State.from_ase(ethanol()), 3.0))
+
+
+@pytest.mark.parametrize("cutoff", [0, -1.0, math.nan, "5"])
+def test_a_cutoff_is_a_length(cutoff: Any) -> None:
+    with pytest.raises(UserError, match="cutoff must be a length above 0 in Å"):
+        potential_from(lambda positions: positions.sum(-1), cutoff=cutoff)
+
+
+def test_elements_are_atomic_numbers() -> None:
+    with pytest.raises(UserError, match=r"atomic numbers 1 … 118, got \['H', 'O'\]"):
+        potential_from(lambda positions: positions.sum(-1), cutoff=3.0, elements=["H", "O"])  # type: ignore[list-item]
 
 
 def test_forces_that_cannot_be_trained() -> None:
@@ -368,6 +382,8 @@ def test_forces_that_cannot_be_trained() -> None:
         potential_from_forces(Pull(detached=True), cutoff=4.0)(state, neighbors)
     with pytest.raises(UserError, match=r"must give \(energy, forces\), the forces of shape \[9, 3\]"):
         potential_from_forces(lambda positions: (positions.sum(-1), 0.0), cutoff=4.0)(state, neighbors)
+    with pytest.raises(UserError, match=r"must give \(energy, forces\)"):
+        potential_from_forces(lambda positions: positions, cutoff=4.0)(state, neighbors)  # type: ignore[arg-type, return-value]
 
 
 class Rewrapped(EnergyModel):

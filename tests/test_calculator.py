@@ -162,3 +162,20 @@ def test_an_unknown_element_and_a_missing_file_are_refused(model: Path, tmp_path
         atoms.get_potential_energy()
     with pytest.raises(UserError, match="there is no model file"):
         Calculator(tmp_path / "none.pt")
+
+
+def test_arguments_that_cannot_be_are_refused(model: Path) -> None:
+    with pytest.raises(TypeError, match="precison"):
+        Calculator(model, precison="float64")  # type: ignore[call-arg]
+    with pytest.raises(UserError, match=r"got Linear; .* dyntrain\.potential_from"):
+        Calculator(torch.nn.Linear(2, 2))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="there is no device 'gpu' here"):
+        Calculator(model, "gpu")
+
+
+def test_numbers_that_are_not_finite_are_no_result(model: Path) -> None:
+    atoms = molecule("H2O")
+    atoms.positions[1] = atoms.positions[0]
+    atoms.calc = Calculator(model)
+    with pytest.raises(UserError, match="not finite for this structure: look for atoms on top of each other"):
+        atoms.get_forces()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -122,4 +124,34 @@ def test_paths_that_cannot_be_used(
     assert "There is no file" in capsys.readouterr().err
     write(tmp_path / "run.traj", as_atoms(morse_run(10)))
     assert check(monkeypatch, tmp_path / "run.traj", "--json", tmp_path / "no" / "where.json") == 2
-    assert "where.json cannot be written: No such file or directory." in capsys.readouterr().err
+    assert "where.json cannot be written: there is no folder" in capsys.readouterr().err
+
+
+def test_a_run_in_the_place_of_an_output_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """`--json runs/*.traj`: the shell gives the first run to the option."""
+    for name in ("a.traj", "b.traj"):
+        write(tmp_path / name, as_atoms(morse_run(10)))
+    before = (tmp_path / "a.traj").read_bytes()
+    for option in ("--json", "--report"):
+        assert check(monkeypatch, option, tmp_path / "a.traj", tmp_path / "b.traj") == 2
+        assert f"{option} would replace" in capsys.readouterr().err
+        assert (tmp_path / "a.traj").read_bytes() == before
+    for _ in range(2):  # its own file is replaced
+        assert check(monkeypatch, tmp_path / "a.traj", "--json", tmp_path / "a.json") == 0
+
+
+def test_a_terminal_that_lacks_characters_ends_nothing(tmp_path: Path) -> None:
+    write(tmp_path / "a.traj", as_atoms(morse_run(10)))
+    command = [
+        sys.executable,
+        "-c",
+        "from dyntrain.cli import main; main()",
+        "check",
+        str(tmp_path / "a.traj"),
+    ]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"closest, ?" in done.stdout

@@ -242,7 +242,7 @@ def test_a_curriculum_of_another_kind_replaces_the_presets(own: dict[str, Any]) 
         ({"data": ["a"], "logger": {"name": "neptune"}}, "`logger.name`: should be 'wandb' or 'mlflow'"),
         ({"data": ["a"], 1: 2}, "`1`: Keys should be strings"),
         ([1], "expected keys and values (as `data: [run.extxyz]`), got list"),
-        (None, "expected keys and values (as `data: [run.extxyz]`), got NoneType"),
+        (None, "expected keys and values (as `data: [run.extxyz]`), got nothing"),
     ],
 )
 def test_wrong_values_are_told_in_one_sentence(values: Any, sentence: str) -> None:
@@ -298,3 +298,9 @@ def test_the_json_schema_describes_every_key() -> None:
     assert found == {f"#/$defs/{name}" for name in schema["$defs"]}
     for definition in schema["$defs"].values():
         assert definition["type"] == "object" and definition["additionalProperties"] is False
+
+
+def test_paths_may_begin_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    config = parse_config({"data": ["a"], "output": "~/out", "start_from": "~/model.pt"})
+    assert (config.output, config.start_from) == ("/home/someone/out", "/home/someone/model.pt")

@@ -256,3 +256,19 @@ def test_zero_forces_of_fixed_atoms_are_marked_as_not_recorded() -> None:
     assert targets.unlabelled is not None
     assert targets.unlabelled.tolist() == [False] * 5 + [True, False, False]
     assert collate([Segment(0, 0, 2)], [free]).targets.unlabelled is None
+
+
+def test_a_copy_of_a_run_in_another_file_is_found() -> None:
+    train, other = morse_trajectory(40, seed=1), morse_trajectory(40, seed=2)
+    copy = train.replace(positions=train.positions.round(8), file="copy.extxyz")
+    restarted = copy.slice(30, 40).replace(file="restarted.extxyz", first_frame=0)
+    for found in (copy, restarted):
+        with pytest.raises(
+            UserError, match=rf"\(train\) and {found.file} \(validation\) hold the same frames"
+        ):
+            explicit_split([train], [other, found])
+    one_in_common = {
+        name: np.concatenate([getattr(train, name)[-1:], getattr(other, name)[1:]])
+        for name in ("positions", "energies")
+    }
+    explicit_split([train], [other.replace(file="goes_on.extxyz", **one_in_common)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import h5py
@@ -191,3 +192,17 @@ def test_convert_takes_keys_from_yaml(tmp_path: Path) -> None:
         invoke(traj, "--keys", tmp_path / "gone.yaml", "-o", tmp_path / "run.h5")
     keys.write_text("energy: energy\nunits: {energy: eV}\n")
     invoke(traj, "--keys", keys, "-o", tmp_path / "run.h5")
+
+
+def test_a_store_that_does_not_fit_is_refused_beforehand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(
+        UserError, match=r"runs\.h5 cannot be written: it needs \S+ MB, but 0\.001 MB are free"
+    ):
+        write_store([RUN], tmp_path / "runs.h5")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match="there is no folder"):
+        write_store([RUN], tmp_path / "no" / "runs.h5")

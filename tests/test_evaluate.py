@@ -295,6 +295,8 @@ def test_models_get_names_that_differ(paths: list[str], names: list[str]) -> Non
         ("a", "run", ("--horizon", -1), "--horizon must be a time in fs above 0"),
         ("a", "run", ("--device", "tpu"), "--device must be one of auto, cpu"),
         ("a", "run", ("--json", "no/folder.json"), "no/folder.json cannot be written"),
+        ("a", "run", ("--json", "/dev/null"), "--json would replace /dev/null, which is no .json file"),
+        ("a", "run", ("--failure", "liquid"), "the recorded system is one molecule"),
     ],
 )
 def test_evaluate_refuses(
@@ -303,6 +305,11 @@ def test_evaluate_refuses(
     done = run_evaluate(files.get(model, "none.pt"), files.get(run, "none.traj"), *options)
     assert isinstance(done.exception, UserError), done.output
     assert words in str(done.exception)
+
+
+def test_seeds_are_not_negative(files: dict[str, Path]) -> None:
+    done = run_evaluate(files["a"], files["run"], "--seed", -1)
+    assert done.exit_code == 2 and "--seed" in done.output
 
 
 def test_the_command_audits_with_a_reference_and_stores_what_it_computed(

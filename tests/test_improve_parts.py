@@ -314,3 +314,11 @@ def test_a_model_that_explodes_does_not_press_the_others_flat() -> None:
     quiet = {"times_fs": [0.0, 50.0], "median": [0.1, 0.2]}
     assert _axis([quiet, {}]) == _axis([]) == {"rangemode": "tozero"}
     assert _axis([quiet, {"times_fs": [0.0, 50.0], "median": [0.3, 10.5]}]) == {"type": "log"}
+
+
+def test_the_folder_of_a_training_is_left_alone(data: Any, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.yaml").write_text("data: [a.traj]\n")
+    with pytest.raises(UserError, match=r"config\.yaml is there already and not of `dyntrain improve`"):
+        run(data, tmp_path / "out")
+    assert (tmp_path / "out" / "config.yaml").read_text() == "data: [a.traj]\n"

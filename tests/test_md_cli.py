@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 from collections.abc import Callable
 from functools import partial
@@ -434,3 +435,40 @@ def test_md_refuses(
     assert isinstance(done.exception, UserError), done.output
     assert words in str(done.exception)
     assert not list(tmp_path.glob("md.traj*"))
+
+
+def test_a_start_is_never_replaced(model: Path, start: Path) -> None:
+    before = start.read_bytes()
+    words = ("--temperature", 300, "--steps", 2, "--restart", "--output", start)
+    for ensemble in ("nve", "npt"):
+        if ensemble == "npt":
+            ase.io.write(start, molecule("H2O", cell=[9.0] * 3, pbc=True))
+            before = start.read_bytes()
+        done = run_md(model, start, *words, "--ensemble", ensemble)
+        assert isinstance(done.exception, UserError) and "is a start of this run" in str(done.exception)
+        assert start.read_bytes() == before
+
+
+def test_h5md_of_a_single_frame_is_refused_before_the_run(model: Path, start: Path, tmp_path: Path) -> None:
+    words = ("--temperature", 300, "--steps", 5, "--output", tmp_path / "one.h5md")
+    done = run_md(model, start, *words)
+    assert isinstance(done.exception, UserError)
+    assert "--every must be at most 5, got 10" in str(done.exception)
+    assert run_md(model, start, *words, "--every", 5).exit_code == 0
+    assert read_trajectories(tmp_path / "one.h5md")[0].n_frames == 2
+
+
+@pytest.mark.parametrize("ending", [".traj", ".xyz", ".h5md"])
+def test_a_full_disk_ends_a_run_with_a_sentence(
+    model: Path, start: Path, tmp_path: Path, ending: str
+) -> None:
+    words = [model, start, "--temperature", 300, "--steps", 60, "--every", 1, "--output"]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
+    try:
+        done = run_md(*words, tmp_path / f"md{ending}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert isinstance(done.exception, UserError), done.output
+    assert f"md{ending}: File too large; what was written is in its .partial" in str(done.exception)
+    assert not (tmp_path / f"md{ending}").exists()

@@ -356,8 +356,8 @@ def test_a_model_file_holds_tensors_and_text_alone(tmp_path: Path) -> None:
 def test_files_that_are_no_models_are_refused(tmp_path: Path) -> None:
     whole = tmp_path / "model.pt"
     save_model(Conservative(build_model("egnn", elements=[1], width=8)), whole)
-    cut, text, other, newer, misfit = (
-        tmp_path / f"{n}.pt" for n in ("cut", "text", "other", "newer", "misfit")
+    cut, text, other, newer, misfit, damaged, headless = (
+        tmp_path / f"{n}.pt" for n in ("cut", "text", "other", "newer", "misfit", "damaged", "headless")
     )
     cut.write_bytes(whole.read_bytes()[:2000])
     text.write_text("data: [a]")
@@ -365,13 +365,18 @@ def test_files_that_are_no_models_are_refused(tmp_path: Path) -> None:
     record = torch.load(whole, weights_only=True)
     torch.save({**record, "version": 99}, newer)
     torch.save({**record, "header": record["header"].replace('"width": 8', '"width": 9')}, misfit)
+    torch.save({**record, "header": record["header"][:-3]}, damaged)
+    torch.save({name: value for name, value in record.items() if name != "header"}, headless)
     for path, sentence in (
+        (tmp_path, "is a folder: name the model file in it"),
+        (damaged, "is a damaged dyntrain model file"),
+        (headless, "is a damaged dyntrain model file (KeyError('header'))"),
         (tmp_path / "none.pt", "there is no model file"),
         (cut, "is not a dyntrain model file, or it is damaged"),
         (text, "is not a dyntrain model file, or it is damaged"),
         (other, "is not a dyntrain model file"),
         (newer, "upgrade dyntrain"),
-        (misfit, "its tensors do not fit its settings"),
+        (misfit, "its tensors do not fit its settings (size mismatch for"),
     ):
         with pytest.raises(UserError) as error:
             load_model(path)

@@ -117,6 +117,8 @@ def test_broken_data_get_one_sentence(
         ({"data": ["none.traj"]}, "There is no file none.traj"),
         ({"device": "cuda"}, "device: cuda was asked for, but torch finds no CUDA device"),
         ({"start_from": "none.pt"}, "there is no model file none.pt"),
+        ({"seed": 2**80}, "`seed`: should be less than 4294967296"),
+        ({"model": {"cutoff": 0.3}}, "model.cutoff: no two atoms of the training runs are closer than 0.3"),
     ],
     ids=str,
 )
@@ -188,6 +190,18 @@ def test_training_says_what_it_does_and_ends_with_the_path_of_the_model(
     assert again.splitlines()[-1] == str(model) and "epoch" not in again
     assert main(monkeypatch, "train", write_config(tmp_path / "c.yaml", data, seed=5)) == 2
     assert "begun with other settings" in capsys.readouterr().err
+
+
+def test_a_training_that_diverged_is_called_so(
+    data: dict[str, list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stages = [{"segment_length": 1, "share": 1}]
+    config = write_config(tmp_path / "c.yaml", data, curriculum={"stages": stages, "lr": 1e4, "epochs": 2})
+    assert main(monkeypatch, "train", config) == 1
+    assert "The training failed: in no validation" in capsys.readouterr().err
 
 
 def test_a_stop_by_max_time_is_said(

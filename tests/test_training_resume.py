@@ -354,3 +354,23 @@ def test_the_checkpoint_interval_is_kept(
     assert rare == 3
     assert len(saves) == 3 + 10 + 3
     assert parse_config(small_config(data, tmp_path)).batch_size == 4
+
+
+def test_files_that_are_not_the_trainings_are_left_alone(data: dict[str, list[str]], tmp_path: Path) -> None:
+    own = tmp_path / "config.yaml"
+    own.write_text("# my notes\ndata: [a.traj]\n")
+    with pytest.raises(
+        UserError, match=r"config\.yaml was not written by a training, which would replace it"
+    ):
+        run(data, tmp_path)
+    assert own.read_text() == "# my notes\ndata: [a.traj]\n"
+    own.unlink()
+    run(data, tmp_path / "first")
+    model = tmp_path / "first" / "model.pt"
+    before, other = model.read_bytes(), tmp_path / "first" / ".big.download.part1"
+    other.touch()
+    (tmp_path / "first" / "checkpoint.pt").unlink()
+    (tmp_path / "first" / "config.yaml").unlink()
+    with pytest.raises(UserError, match=r"start_from: .* is where this training writes its own model"):
+        run(data, tmp_path / "first", start_from=str(model))
+    assert model.read_bytes() == before and other.exists()

@@ -15,7 +15,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     """A temporary path to write to; on leaving without an error it replaces ``path`` in one step.
 
     Raises:
-        UserError: the folder does not exist or cannot be written.
+        UserError: the folder does not exist or cannot be written, or the disk is full.
     """
     path = Path(path)
     part = path.with_name(f".{path.name}.part{os.getpid()}")
@@ -27,6 +27,13 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     except OSError as error:
         raise UserError(
             f"cannot write {path}: {error.strerror or error}; choose a folder you can write to"
+        ) from error
+    except RuntimeError as error:
+        if "inline_container" not in str(error):  # torch.save's word for a write that failed
+            raise
+        raise UserError(
+            f"cannot write {path}: the disk is full, or files may not grow so large; make room and give the "
+            "same again"
         ) from error
     finally:
         part.unlink(missing_ok=True)

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator as AseCalculator
 from ase.calculators.calculator import all_changes
 
+from dyntrain.errors import UserError
 from dyntrain.neighbors import VerletNeighbors
 from dyntrain.potential import Potential
 from dyntrain.state import State
 from dyntrain.threads import keep_freed_memory
+
+
+def _potential(model: Potential | Path | str) -> Potential:
+    if isinstance(model, Potential):
+        return model
+    if not isinstance(model, str | Path):
+        raise UserError(
+            f"a model file or a Potential is expected, got {type(model).__name__}; a network of your own "
+            "becomes one by dyntrain.potential_from"
+        )
+    from dyntrain.models.files import load_model
+
+    return load_model(model)
 
 
 class Calculator(AseCalculator):
@@ -27,27 +40,25 @@ class Calculator(AseCalculator):
         model: a model file, or a ``Potential``.
         device: "cpu" or "cuda"; None leaves a potential where it is and puts a file's model on the CPU.
         skin: of the neighbour list, Å.
-        kwargs: passed on to ``ase.calculators.calculator.Calculator``.
 
     Raises:
-        UserError: the file holds no model of ours, the structure an element the model does not know, or
-            a stress is asked for where not all directions are periodic.
+        UserError: the file holds no model of ours, there is no such device, the structure has an element
+            the model does not know, a stress is asked for where not all directions are periodic, or what
+            the model gives is not finite.
     """
 
     implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012 (ASE's own)
 
     def __init__(
-        self, model: Potential | Path | str, device: str | None = None, *, skin: float = 1.0, **kwargs: Any
+        self, model: Potential | Path | str, device: str | None = None, *, skin: float = 1.0
     ) -> None:
-        super().__init__(**kwargs)
-        if isinstance(model, Potential):
-            self.potential = model
-        else:
-            from dyntrain.models.files import load_model
-
-            self.potential = load_model(model)
+        super().__init__()
+        self.potential = _potential(model)
         if device is not None:
-            self.potential = self.potential.to(device)
+            try:
+                self.potential = self.potential.to(device)
+            except (AssertionError, RuntimeError) as error:  # torch without CUDA; no such device
+                raise UserError(f"there is no device {device!r} here ({error}); take cpu") from error
         tensors = [*self.potential.parameters(), *self.potential.buffers()]
         self._device = tensors[0].device if tensors else torch.device("cpu")
         self.neighbors = VerletNeighbors(self.potential.cutoff, skin)
@@ -66,6 +77,11 @@ class Calculator(AseCalculator):
             neighbors = self.neighbors(state)
             energy, forces = self.potential(state, neighbors)
             stress = self.potential.stress(state, neighbors)[0] if "stress" in properties else None
+        if not (energy.isfinite().all() and forces.isfinite().all()):
+            raise UserError(
+                "the model's energy or forces are not finite for this structure: look for atoms on top of "
+                "each other, or for a model whose training failed"
+            )
         self.results = {
             "energy": float(energy[0]),
             # No smearing: nothing sets the free energy apart from the energy.

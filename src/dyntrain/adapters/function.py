@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -50,7 +52,8 @@ def potential_from(
         elements: atomic numbers it is made for; None: any.
 
     Raises:
-        UserError: it asks for an argument that is not among ``INPUTS``.
+        UserError: it asks for an argument that is not among ``INPUTS``, or the cutoff is no length; later,
+            what it gives has another shape, half precision, or does not depend on the positions.
     """
     return Conservative(FunctionModel(energy, cutoff, elements))
 
@@ -71,6 +74,8 @@ class _Inputs(nn.Module):
 
     def __init__(self, function: Callable[..., Any], elements: Sequence[int] | None) -> None:
         super().__init__()
+        if not callable(function):
+            raise UserError(f"a function or nn.Module is expected, got {function!r}")
         self.function = function
         self.species = None if elements is None else SpeciesIndex(elements)
         called = function.forward if isinstance(function, nn.Module) else function
@@ -104,12 +109,25 @@ def _name(function: Callable[..., Any]) -> str:
     return getattr(function, "__name__", type(function).__name__)
 
 
+def _checked(cutoff: float) -> float:
+    if not (isinstance(cutoff, Real) and 0 < cutoff < math.inf):
+        raise UserError(f"cutoff must be a length above 0 in Å, got {cutoff!r}")
+    return float(cutoff)
+
+
+def _check_precision(values: Tensor, what: str, name: str) -> None:
+    """Half precision knows 100 eV to 0.06 eV at best: neither forces nor drift can be told from it."""
+    if values.dtype in (torch.float16, torch.bfloat16):
+        raise UserError(f"{name} must give its {what} in float32 or float64, got {values.dtype}")
+
+
 def _per_system(energy: Any, state: State, name: str) -> Tensor:
     """Energies [n_systems] float64 of what a model gave.
 
     Where every system is a single atom the two readings of [n_atoms] are the same.
     """
     if isinstance(energy, Tensor):
+        _check_precision(energy, "energies", name)
         energy = energy.double()
         if energy.shape in ((state.n_atoms,), (state.n_atoms, 1)):
             return energy.new_zeros(state.n_systems).index_add(0, state.system_idx, energy.reshape(-1))
@@ -129,7 +147,7 @@ class FunctionModel(EnergyModel):
         self, energy: Callable[..., Tensor], cutoff: float, elements: Sequence[int] | None = None
     ) -> None:
         super().__init__()
-        self.cutoff = float(cutoff)
+        self.cutoff = _checked(cutoff)
         self.config = {}
         self.inputs = _Inputs(energy, elements)
 
@@ -153,7 +171,7 @@ class DirectForces(Potential):
         elements: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.cutoff = float(cutoff)
+        self.cutoff = _checked(cutoff)
         self.inputs = _Inputs(model, elements)
 
     @property
@@ -161,10 +179,12 @@ class DirectForces(Potential):
         return None if self.inputs.species is None else self.inputs.species.elements
 
     def forward(self, state: State, neighbors: NeighborList) -> Prediction:
-        energy, forces = self.inputs(state, neighbors)
+        given = self.inputs(state, neighbors)
         name = _name(self.inputs.function)
+        energy, forces = given if isinstance(given, tuple | list) and len(given) == 2 else (given, None)
         if not isinstance(forces, Tensor) or forces.shape != state.positions.shape:
             raise UserError(f"{name} must give (energy, forces), the forces of shape [{state.n_atoms}, 3]")
+        _check_precision(forces, "forces", name)
         learns = any(parameter.requires_grad for parameter in self.parameters())
         if torch.is_grad_enabled() and learns and not forces.requires_grad:
             raise UserError(

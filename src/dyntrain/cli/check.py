@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dyntrain.cli.outputs import check_outputs
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -36,10 +38,7 @@ def check(
     from dyntrain.data.readers import expand_paths, read_runs
     from dyntrain.errors import UserError
 
-    if report is not None:
-        from dyntrain.report import require_report_extra
-
-        require_report_extra()
+    check_outputs(json, report)
     console = Console()
     mapping = AUTOMATIC if keys is None else read_keys(keys)
     runs: list[Trajectory] = []
@@ -158,10 +157,7 @@ def _write_page(runs: list[Trajectory], reports: list[RunReport], path: Path) ->
 def _write(reports: list[RunReport], path: Path) -> None:
     import json
 
-    from dyntrain.errors import UserError
+    from dyntrain.atomic import write_text
 
     text = json.dumps([report.to_json() for report in reports], indent=2, ensure_ascii=False, allow_nan=False)
-    try:
-        path.write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}.") from error
+    write_text(path, text + "\n")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from dyntrain.cli.console import task_bars
+from dyntrain.cli.outputs import check_outputs
 
 if TYPE_CHECKING:
     from dyntrain.data.trajectory import Trajectory
@@ -77,7 +78,7 @@ def evaluate(
     dt: Annotated[
         float | None, typer.Option(help="Time between frames in fs, where the files do not say it.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the starts.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the starts.", min=0)] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     precision: Annotated[str | None, typer.Option(help="float32 or float64; else the model's own.")] = None,
     trust: Annotated[
@@ -105,7 +106,7 @@ def evaluate(
         seed=seed,
     )
     # What would stop us after minutes of work is asked for before them.
-    _check_outputs(report, json)
+    check_outputs(json, report)
     stored = stored_reference(reference, calculator, reference_store, free_runs)
     models = [model, *(more or [])]
     potentials = {
@@ -116,20 +117,6 @@ def evaluate(
     limit_threads(max(starts, free_runs) * max(run.n_atoms for run in runs))
     results, verdict = _measure(potentials, runs, settings, stored)
     _show_and_write(results, verdict, runs, report, json, _provenance(models, runs, settings, stored))
-
-
-def _check_outputs(report: Path | None, json: Path | None) -> None:
-    from dyntrain.errors import UserError
-
-    for output in (report, json):
-        if output is not None and not output.parent.is_dir():
-            raise UserError(
-                f"{output} cannot be written: there is no folder {output.parent}; create it or choose another"
-            )
-    if report is not None:
-        from dyntrain.report import require_report_extra
-
-        require_report_extra()
 
 
 def stored_reference(

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dyntrain.calculator import Calculator
 from dyntrain.cli.loading import load_potential
-from dyntrain.cli.md_options import Options, read_systems
+from dyntrain.cli.md_options import Options, read_systems, writing
 from dyntrain.errors import UserError
 from dyntrain.rollout import BurstGuard
 from dyntrain.signals import StopSignals
@@ -49,7 +49,7 @@ def run_npt(options: Options, device: str, precision: str | None) -> int:
     )
     text = f"{options.starts[0]}: {atoms.get_chemical_formula()}, {found.temperature:.1f} K, "
     console.print(f"{text}{atoms.get_volume():.1f} Å³", highlight=False, soft_wrap=True)
-    with TrajectoryWriter(options.output) as writer:
+    with writing(options.output), TrajectoryWriter(options.output) as writer:
         failure, stopped = _run(options, motion, atoms, writer, console)
     kept = f"{writer.n_written} frames in {options.output}"
     console.print(f"{motion.nsteps} steps ({motion.nsteps * options.dt:g} fs); {kept}", highlight=False)
@@ -76,6 +76,7 @@ def _start(options: Options) -> Atoms:
         raise UserError(
             f"{options.starts[0]} fixes atoms, which --ensemble npt cannot: free them, or use csvr"
         )
+    options.check_outputs([options.output])
     if options.output.suffix not in (".traj", ".xyz", ".extxyz"):
         raise UserError(f"--ensemble npt writes .traj, .xyz or .extxyz, but {options.output} ends otherwise")
     if options.output.exists() and not options.restart:
@@ -110,7 +111,10 @@ def _run(
     with StopSignals() as signals, Progress(*columns, console=console) as bar:
         task = bar.add_task("", total=options.steps, temperature=0.0, pressure=0.0, speed=0.0)
         for step in range(1, options.steps + 1):
-            motion.run(1)
+            try:
+                motion.run(1)
+            except UserError as error:
+                return str(error), False
             if failure := _broken(atoms, before):
                 return failure, False
             before = atoms.positions.copy()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,23 @@ if TYPE_CHECKING:
     from ase import Atoms
 
     from dyntrain.state import State
+
+
+@contextmanager
+def writing(output: Path) -> Iterator[None]:
+    """What the system refuses while a run writes its frames, as one sentence.
+
+    Raises:
+        UserError: a full disk, a quota, a folder that has gone.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write {output}: {error.strerror or error}; what was written is in its .partial files, "
+            "and the same command goes on from the last checkpoint, if there is one"
+        ) from error
+
 
 ENSEMBLES = ("nve", "langevin", "csvr", "nose-hoover", "npt")
 
@@ -64,11 +83,28 @@ class Options:
             raise UserError("--keep-velocities is for thermostats: in NVE leave --temperature out instead")
         if self.pressure and self.ensemble != "npt":
             raise UserError(f"--pressure needs --ensemble npt, got --ensemble {self.ensemble}")
+        if self.output.suffix in (".h5md", ".h5") and self.every > self.steps:
+            raise UserError(
+                f"{self.output} would hold one frame alone, for H5MD has those at equal intervals only: with "
+                f"--steps {self.steps}, --every must be at most {self.steps}, got {self.every}"
+            )
         if self.copies > 1 and not self.temperatures:
             raise UserError(
                 "--copies without --temperature would run the same motion several times: give a "
                 "--temperature to draw velocities from"
             )
+
+    def check_outputs(self, paths: Sequence[Path]) -> None:
+        """Refuse trajectories that would replace a start, with --restart too.
+
+        Raises:
+            UserError: naming the file.
+        """
+        for path in paths:
+            if path.exists() and any(path.samefile(start) for start in self.starts):
+                raise UserError(
+                    f"{path} is a start of this run and would be replaced: choose another --output"
+                )
 
     def settings(self) -> dict[str, Any]:
         """What a run that goes on must have alike, by the name of its option."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dyntrain.cli.loading import load_potential
 from dyntrain.cli.md_meter import Meter
-from dyntrain.cli.md_options import Options, System, read_systems
+from dyntrain.cli.md_options import Options, System, read_systems, writing
 from dyntrain.errors import UserError
 from dyntrain.potential import Potential
 from dyntrain.rollout import Frame
@@ -50,7 +50,7 @@ def run_batch(options: Options, device: str, precision: str | None) -> int:
     """Run all systems in one batch; the exit code: 0, 1 (some failed) or 130 (stopped)."""
     console = Console()
     systems = read_systems(options)
-    trajectory_paths(options.output, len(systems))  # refuses before the work begins
+    options.check_outputs(trajectory_paths(options.output, len(systems)))
     potential = load_potential(options.model, device, precision, options.trust)
     batch = concatenate([system.state for system in systems])
     limit_threads(batch.n_atoms)
@@ -61,12 +61,13 @@ def run_batch(options: Options, device: str, precision: str | None) -> int:
     run, files = _begin(options, settings, potential, batch, _thermostat(options, systems, n_free), console)
     job = _Job(options, run, files, settings)
     meter = Meter(console, options.steps, run.n_steps_done, options.dt, n_free)
-    try:
-        stopped = job.go(meter)
-    except BaseException:
-        files.close(finished=False)
-        raise
-    return _end(job, systems, meter, stopped, console)
+    with writing(options.output):
+        try:
+            stopped = job.go(meter)
+        except BaseException:
+            files.close(finished=False)
+            raise
+        return _end(job, systems, meter, stopped, console)
 
 
 def _degrees_of_freedom(options: Options, systems: Sequence[System]) -> Tensor | None:

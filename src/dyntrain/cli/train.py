@@ -32,6 +32,9 @@ def train(
     Leaves model.pt (its path is the last line printed), the resolved config.yaml, log.csv and checkpoints in
     the configuration's output folder.
     """
+    import math
+    import sys
+
     from dyntrain.config import read_config
     from dyntrain.training import train as run
 
@@ -48,6 +51,14 @@ def train(
         print(
             f"finished: {result.finished} (step {result.progress.step}, {result.progress.cpu_s:.0f} CPU-s)."
         )
+    best = result.progress.best
+    if best is not None and not math.isfinite(best[1]):
+        print(
+            "The training failed: in no validation did the model give finite numbers at all, so "
+            f"{result.model} is of no use; try a lower learning rate (`curriculum.lr`) in another output.",
+            file=sys.stderr,
+        )
+        raise typer.Exit(1)
     print(result.model)
 
 

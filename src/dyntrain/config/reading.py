@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -37,6 +38,12 @@ def _with_preset(values: dict[str, Any]) -> dict[str, Any]:
     return _merged(preset, values)
 
 
+def _at_home(values: dict[str, Any]) -> dict[str, Any]:
+    """The values with ``~`` at the head of single paths as the home folder; those of `data` are read so."""
+    paths = {key: values[key] for key in ("output", "start_from") if isinstance(values.get(key), str)}
+    return values | {key: os.path.expanduser(path) for key, path in paths.items()}
+
+
 def parse_config(values: Any, source: str = "configuration") -> Config:
     """A checked Config from the plain values of a YAML file.
 
@@ -44,11 +51,10 @@ def parse_config(values: Any, source: str = "configuration") -> Config:
         UserError: what is wrong, with the key, what was expected and what came.
     """
     if not isinstance(values, dict):
-        raise UserError(
-            f"{source}: expected keys and values (as `data: [run.extxyz]`), got {type(values).__name__}"
-        )
+        came = "nothing" if values is None else type(values).__name__
+        raise UserError(f"{source}: expected keys and values (as `data: [run.extxyz]`), got {came}")
     try:
-        return Config.model_validate(_with_preset(values))
+        return Config.model_validate(_at_home(_with_preset(values)))
     except ValidationError as error:
         raise UserError(f"{source}: " + "; ".join(map(_sentence, error.errors()))) from None
 

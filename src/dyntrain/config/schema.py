@@ -75,7 +75,7 @@ class Config(Section):
     dt: float | None = Field(default=None, gt=0, description="fs between frames, where the files do not say")
     keys: KeysConfig | None = Field(default=None, description="names and units of the files' keys")
     output: str = Field(default="dyntrain-output", description="folder for everything written")
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     preset: Literal["dynamic", "paper"] | None = Field(
         default=None,
         description="dynamic: segments of up to 8 frames in the last 40 % of the budget; paper: the "

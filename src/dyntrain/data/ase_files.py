@@ -43,10 +43,17 @@ def read_ase(file: Path, keys: KeyMap = AUTOMATIC) -> RawRun:
     frames = _Frames(str(file), keys)
     with warnings.catch_warnings(record=True) as caught, unpacked(file) as plain:
         warnings.simplefilter("always")
-        for frame in _iterate(plain, file):
-            frames.add(frame)
-        if plain_name(file).endswith(_LINES) and not _ends_with_a_line(plain):
-            frames.drop_last()
+        lines = plain_name(file).endswith(_LINES)
+        try:
+            for frame in _iterate(plain, file):
+                frames.add(frame)
+        except UserError:
+            if not (lines and _ends_within(plain, frames)):
+                raise
+            frames.notes.append(CUT_OFF)
+        else:
+            if lines and not _ends_with_a_line(plain):
+                frames.drop_last()
     run = frames.finish()
     run.notes += sorted({f"ASE warns: {' '.join(str(w.message).split())}" for w in caught})
     return run
@@ -56,6 +63,18 @@ def _ends_with_a_line(file: Path) -> bool:
     with open(file, "rb") as stream:
         stream.seek(max(0, file.stat().st_size - 1))
         return stream.read(1) == b"\n"
+
+
+def _ends_within(file: Path, frames: _Frames) -> bool:
+    """Whether the frame after those that were read is the last and lacks its end: the job was killed."""
+    if frames.first is None:
+        return False
+    with open(file, "rb") as stream:
+        n_lines = sum(1 for _ in stream)
+    n_whole, n_left = divmod(n_lines, len(frames.first.numbers) + 2)
+    if n_left:
+        return len(frames.positions) == n_whole
+    return len(frames.positions) == n_whole - 1 and not _ends_with_a_line(file)
 
 
 def _rows(file: Path) -> Iterator[Any]:

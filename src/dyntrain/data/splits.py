@@ -7,10 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from ase.data import chemical_symbols
 
 from dyntrain.data.trajectory import ARRAYS, Trajectory
 from dyntrain.errors import UserError
+
+# Of copies in another format: extended XYZ holds eight decimals.
+_SAME_ENERGY, _SAME_PLACE = 1e-6, 1e-5
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,9 +45,16 @@ class Split:
     def _check_disjoint(self) -> None:
         named = [(name, run) for name in ("train", "validation", "test") for run in getattr(self, name)]
         for (name, run), (other_name, other) in itertools.combinations(named, 2):
-            if name != other_name and _share_frames(run, other):
+            if name == other_name:
+                continue
+            if _share_frames(run, other):
                 raise UserError(
                     f"{run.file} is in both {name} and {other_name}; a frame belongs to one split only."
+                )
+            if _is_copy(run, other):
+                raise UserError(
+                    f"{run.file} ({name}) and {other.file} ({other_name}) hold the same frames; a frame "
+                    "belongs to one split only: leave one of the files out."
                 )
 
 
@@ -54,6 +65,21 @@ def _share_frames(run: Trajectory, other: Trajectory) -> bool:
         return False
     later, earlier = (run, other) if run.first_frame > other.first_frame else (other, run)
     return later.first_frame < earlier.first_frame + earlier.n_frames
+
+
+def _is_copy(run: Trajectory, other: Trajectory) -> bool:
+    """Whether files hold the same frames: one run in two formats, or with what came before a restart.
+
+    One common frame is no copy: runs may begin at the same structure, or where another ended.
+    """
+    if run.file == ARRAYS or not np.array_equal(run.atomic_numbers, other.atomic_numbers):
+        return False
+    order = np.argsort(other.energies, kind="stable")
+    energies = np.asarray(other.energies)[order]
+    places = np.searchsorted(energies, run.energies - _SAME_ENERGY).clip(max=energies.size - 1)
+    near = np.flatnonzero(np.abs(energies[places] - run.energies) < _SAME_ENERGY)
+    gaps = np.asarray(run.positions[near]) - np.asarray(other.positions)[order[places[near]]]
+    return int((np.abs(gaps).max(axis=(1, 2)) < _SAME_PLACE).sum()) > 1
 
 
 def explicit_split(

@@ -7,6 +7,7 @@ import json
 import mmap
 import os
 import re
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,11 +47,14 @@ def write_store(trajectories: Sequence[Trajectory], file: str | os.PathLike[str]
     Written beside its place first and moved there whole: an interrupted call leaves no half store.
 
     Raises:
-        UserError: no runs, or a place that cannot be written.
+        UserError: no runs, a place that cannot be written, or too little room on the disk.
     """
     if not trajectories:
         raise UserError("There are no runs to store.")
     file = Path(file)
+    if not file.parent.is_dir():
+        raise UserError(f"{file} cannot be written: there is no folder {file.parent}; create it first.")
+    _check_space(trajectories, file)
     unfinished = file.with_name(file.name + ".part")
     try:
         with h5py.File(unfinished, "w", libver=("earliest", "v110")) as h5:
@@ -61,6 +65,18 @@ def write_store(trajectories: Sequence[Trajectory], file: str | os.PathLike[str]
     except OSError as error:
         unfinished.unlink(missing_ok=True)
         raise UserError(f"{file} cannot be written: {error.strerror or error}.") from error
+
+
+def _check_space(trajectories: Sequence[Trajectory], file: Path) -> None:
+    """Refused beforehand, because HDF5 takes the process down where the disk fills up under it."""
+    arrays = [getattr(run, field) for run in trajectories for field in _DATASETS]
+    needed = sum(values.nbytes for values in arrays if values is not None)
+    free = shutil.disk_usage(file.parent).free
+    if needed > free:
+        raise UserError(
+            f"{file} cannot be written: it needs {needed / 1e6:.3g} MB, but {free / 1e6:.3g} MB are free; "
+            "make room, or choose another place."
+        )
 
 
 def _write_head(h5: h5py.File) -> None:

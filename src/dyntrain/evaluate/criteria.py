@@ -97,7 +97,8 @@ def criterion_for(trajectories: Sequence[Trajectory], kind: Kind | None = None) 
     and at least four molecules. Molecule: everything else, where bonds stay bonds.
 
     Raises:
-        UserError: an unknown kind, or a recording that itself fails by the criterion asked for.
+        UserError: an unknown kind, one that has no meaning for the system, or a recording that itself fails
+            by the criterion asked for.
     """
     if kind is not None and kind not in get_args(Kind):
         raise UserError(f"a failure criterion is one of auto, {', '.join(get_args(Kind))}; got {kind!r}")
@@ -112,6 +113,11 @@ def criterion_for(trajectories: Sequence[Trajectory], kind: Kind | None = None) 
             )
         return FailureCriterion()
     if kind == "liquid":
+        if len(set(molecules_of(trajectories[0].state(0)).tolist())) < 2:
+            raise UserError(
+                "the criterion 'liquid' watches the distances between molecules, but the recorded system is "
+                "one molecule: leave --failure out, or use molecule or reactive"
+            )
         return FailureCriterion("liquid", bond_change=None, apart=1.2, rdf=rdf_reference(trajectories))
     return FailureCriterion(
         "reactive", bond_change=None, closest=closest_limits(trajectories), audit_ratio=3.0

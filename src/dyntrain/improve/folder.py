@@ -35,6 +35,7 @@ class ImproveFolder:
         self.page = path / "improve.html"
         self._config = path / "config.yaml"
         self._data = path / "data"
+        self._fingerprint = self._data / "fingerprint"
 
     def round(self, number: int) -> Path:
         return self.path / f"round_{number:02d}"
@@ -58,15 +59,20 @@ class ImproveFolder:
         """Store settings and data, or hold those of an earlier call against the present ones.
 
         Raises:
-            UserError: the folder was begun with other settings or other data.
+            UserError: the folder was begun with other settings or other data, or by another command.
         """
+        if self._config.exists() and not self._fingerprint.exists():
+            raise UserError(
+                f"{self._config} is there already and not of `dyntrain improve` (of a training, or your "
+                "own): choose another output"
+            )
         split, _ = setup.load_split(config)
         if not self._config.exists():
             self._data.mkdir(exist_ok=True)
             for name in ("train", "validation", "test"):
                 if runs := getattr(split, name):
                     write_store(runs, self._data / f"{name}.h5")
-            write_text(self._data / "fingerprint", setup.fingerprint(split) + "\n")
+            write_text(self._fingerprint, setup.fingerprint(split) + "\n")
         else:
             self._check_same(config, split)
         write_text(self._config, dump_config(config))
@@ -78,7 +84,7 @@ class ImproveFolder:
             changed.remove("improve")
             inner = {key for key in now["improve"] if now["improve"][key] != then["improve"][key]}
             changed |= {f"improve.{key}" for key in inner - _MAY_CHANGE_IN_IMPROVE}
-        if (self._data / "fingerprint").read_text(encoding="utf-8").strip() != setup.fingerprint(split):
+        if self._fingerprint.read_text(encoding="utf-8").strip() != setup.fingerprint(split):
             changed.add("data")
         if changed:
             raise UserError(

@@ -129,12 +129,17 @@ def read_record(path: Path | str) -> tuple[dict[str, Any], dict[str, torch.Tenso
         ) from error
     if not isinstance(record, dict) or record.get("format") != _FORMAT:
         raise UserError(f"{path} is not a dyntrain model file (it holds a {type(record).__name__})")
-    if record["version"] > _VERSION:
+    try:
+        if record["version"] > _VERSION:
+            raise UserError(
+                f"{path} is a model file of version {record['version']}, this dyntrain reads up to "
+                f"{_VERSION}: upgrade dyntrain"
+            )
+        return json.loads(record["header"]), record["tensors"]
+    except (KeyError, json.JSONDecodeError) as error:
         raise UserError(
-            f"{path} is a model file of version {record['version']}, this dyntrain reads up to {_VERSION}: "
-            "upgrade dyntrain"
-        )
-    return json.loads(record["header"]), record["tensors"]
+            f"{path} is a damaged dyntrain model file ({error!r}): copy or train it again"
+        ) from error
 
 
 def is_ours(path: Path) -> bool:
@@ -164,6 +169,8 @@ def load_model(
     path = Path(model)
     if path.is_file():
         network = _ours(path) if is_ours(path) else _native(path, trust)
+    elif path.is_dir():
+        raise UserError(f"{path} is a folder: name the model file in it, as {path / 'model.pt'}")
     elif len(path.parts) > 1:
         raise UserError(f"there is no model file {path}")
     else:
@@ -215,6 +222,6 @@ def _fill(network: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> N
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
-        raise UserError(
-            f"{path}: its tensors do not fit its settings ({str(error).splitlines()[0]})"
-        ) from error
+        # The first line says no more than that there is an error.
+        first = next((line.strip() for line in str(error).splitlines()[1:]), str(error))
+        raise UserError(f"{path}: its tensors do not fit its settings ({first})") from error

@@ -22,7 +22,8 @@ class SpeciesIndex(nn.Module):
 
     def __init__(self, elements: Sequence[int]) -> None:
         super().__init__()
-        self.elements = tuple(sorted({int(z) for z in elements}))
+        symbols = any(isinstance(z, str) for z in elements)
+        self.elements = () if symbols else tuple(sorted({int(z) for z in elements}))
         if not self.elements or self.elements[0] < 1 or self.elements[-1] >= len(chemical_symbols):
             raise UserError(f"a model needs elements given as atomic numbers 1 … 118, got {list(elements)}")
         column = torch.full((len(chemical_symbols),), -1, dtype=torch.int64)

@@ -67,7 +67,8 @@ def _figures(profile: RunProfile) -> list[_Figure]:
         _Figure(
             "Kicks",
             "What each step did beside velocity Verlet with the recorded forces, over the run's rms dt²F/m; "
-            "red lines mark breaks, which no window crosses.",
+            f"smaller ones than {_ROUNDING:g} are rounding and drawn there; red lines mark breaks, which no "
+            "window crosses.",
             _kicks(profile),
         ),
     ]

@@ -68,7 +68,8 @@ def styled(traces: list[Any], x: str, y: str, **layout: Any) -> Any:
         **layout,
     )
     figure.update_xaxes(title={"text": x, "font": {"size": 13}, "standoff": 8}, **axis)
-    figure.update_yaxes(title={"text": y, "font": {"size": 13}, "standoff": 8}, **axis)
+    # The margin grows with the ticks: 10⁻¹² is wider than 0.1 and would reach into the title.
+    figure.update_yaxes(title={"text": y, "font": {"size": 13}, "standoff": 8}, automargin=True, **axis)
     return figure
 
 

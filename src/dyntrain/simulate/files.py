@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -113,14 +114,23 @@ class TrajectoryWriter:
 
     def mark(self) -> Mark:
         """Where the file stands; what was written before it is on the disk."""
-        stream = self._file.backend.fd if self.path.suffix == ".traj" else self._file
+        stream = self._stream()
         stream.flush()
         os.fsync(stream.fileno())
         return self._partial.mark(self.n_written)
 
+    def _stream(self) -> Any:
+        return self._file.backend.fd if self.path.suffix == ".traj" else self._file
+
     def close(self, finished: bool) -> None:
         """Give the file its name if it is finished; without any frame it vanishes."""
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError:  # the disk is full
+            with contextlib.suppress(OSError):
+                self._stream().close()
+            self._partial.release()
+            raise
         if finished:
             self._partial.finish(self.n_written)
         else:

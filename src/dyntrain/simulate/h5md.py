@@ -47,7 +47,8 @@ class H5mdWriter:
             (frame.state.positions, frame.state.velocities, frame.prediction.forces)
         ):
             vectors[place, atoms] = values.detach().cpu().numpy()
-        record.tofile(self._file)
+        self._file.write(record.data)  # numpy's tofile does not notice a disk that is full
+        self._file.flush()
         self.n_written += 1
 
     def _width(self) -> int:
@@ -67,7 +68,11 @@ class H5mdWriter:
 
     def close(self, finished: bool) -> None:
         """Make the H5MD file if the run is finished."""
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError:
+            self._partial.release()
+            raise
         if not finished:
             self._partial.release()
             return
@@ -80,6 +85,8 @@ class H5mdWriter:
                 runs = [self._run(records, n, Path(folder)) for n in range(self._start.n_systems)]
                 if kept := [run for run in runs if run is not None]:
                     write_store(kept, self.path)
+                else:
+                    self.n_written = 0
         self._partial.finish(0)
 
     def _run(self, records: FloatArray, system: int, folder: Path) -> Trajectory | None:

@@ -69,7 +69,8 @@ def freeze(potential: Potential, patterns: Sequence[str]) -> None:
     Names are those of the family's own module.
 
     Raises:
-        UserError: a pattern that matches none, with the names that come nearest; or nothing is left to learn.
+        UserError: a pattern that matches none, with the names that come nearest; or there is nothing to
+            learn, or nothing is left.
     """
     named = {
         name.removeprefix("module."): parameter
@@ -85,6 +86,10 @@ def freeze(potential: Potential, patterns: Sequence[str]) -> None:
             )
         for name in matching:
             named[name].requires_grad_(False)
+    if not named:
+        raise UserError(
+            "the potential has no parameters (no nn.Module holds any), so there is nothing to train"
+        )
     if not any(parameter.requires_grad for parameter in named.values()):
         raise UserError("finetune.freeze: these patterns freeze every parameter, so nothing is left to learn")
 

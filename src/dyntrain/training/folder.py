@@ -72,8 +72,9 @@ class RunFolder:
             raise UserError(
                 f"another training is running in {self.path}; wait for it or choose another output"
             ) from error
-        for part in self.path.glob(".*.part*"):  # of a writer that was killed
-            part.unlink(missing_ok=True)
+        for file in (self.model, self.config, self.checkpoint):
+            for part in self.path.glob(f".{file.name}.part*"):  # of a writer that was killed
+                part.unlink(missing_ok=True)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -88,8 +89,15 @@ class RunFolder:
         """What a former call with the same settings and data left here.
 
         Raises:
-            UserError: it was begun with other settings or other data, or its files are damaged.
+            UserError: it was begun with other settings or other data, its files are damaged, or files that
+                are not this training's would be replaced.
         """
+        start = Path(config.start_from or "")
+        if start.is_file() and self.model.exists() and self.model.samefile(start):
+            raise UserError(
+                f"start_from: {self.model} is where this training writes its own model, which would replace "
+                "it; choose another output"
+            )
         if not self.config.exists():
             if self.checkpoint.exists():
                 raise UserError(
@@ -100,6 +108,11 @@ class RunFolder:
         changed = _differences(config, before)
         budget = config.budget or before.budget
         if not self.checkpoint.exists():
+            if self.config.read_text(encoding="utf-8") != dump_config(before):
+                raise UserError(
+                    f"{self.config} was not written by a training, which would replace it with its own: give "
+                    "it another name, or choose another output"
+                )
             same = not changed and config.max_time == before.max_time
             return Earlier(budget if same else config.budget, None, None)
         if changed:

@@ -175,12 +175,21 @@ def rms_force(runs: Sequence[Trajectory]) -> float:
 
 
 def mean_neighbors(runs: Sequence[Trajectory], cutoff: float) -> float:
-    """Mean number of neighbours of an atom within the cutoff, over a few frames of each run."""
+    """Mean number of neighbours of an atom within the cutoff, over a few frames of each run.
+
+    Raises:
+        UserError: no atom has any: a cutoff in another unit, most likely.
+    """
     pairs = atoms = 0
     for run in runs:
         for frame in np.linspace(0, run.n_frames - 1, num=min(3, run.n_frames), dtype=int):
             pairs += neighbor_list(run.state(int(frame)), cutoff).n_pairs
             atoms += run.n_atoms
+    if not pairs and any(run.n_atoms > 1 for run in runs):
+        raise UserError(
+            f"model.cutoff: no two atoms of the training runs are closer than {cutoff:g} Å, so the model "
+            "would learn nothing; give the cutoff in Å"
+        )
     return 2.0 * pairs / atoms
 
 
