@@ -23,7 +23,8 @@ def tables(results: Results, control: str) -> str:
     marks = list(first["deviation_eV_A"])
     own = [mark for mark in _SHOWN_OWN if mark in first["audit_eV_A"]]
     head = [*(f"{mark} fs" for mark in marks), *(f"own {mark} fs" for mark in own)]
-    lines = [f"Force error in eV/Å, medians; mean ± standard error of {seeds} seeds", ""]
+    of = "1 seed" if seeds == 1 else f"{seeds} seeds"
+    lines = [f"Force error in eV/Å, medians; mean ± standard error of {of}", ""]
     lines += _head("arm", *head, "failed", "updates", "CPU s")
     for arm, by_seed in results.items():
         cells = [_mean(by_seed, "deviation_eV_A", mark) for mark in marks]

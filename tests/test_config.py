@@ -154,7 +154,7 @@ def test_data_alone_is_enough() -> None:
     config = parse_config({"data": ["run.traj"]})
     assert (config.model.name, config.backprop, config.precision) == ("egnn", "full", "float32")
     assert config.curriculum.kind == "schedule"
-    assert config.max_length == 1  # what won wherever it was measured
+    assert config.max_length == 1  # docs/research.md says why
     assert config.max_seconds == 3600.0
 
 

@@ -149,8 +149,8 @@ class ScheduleConfig(Section):
     stages: list[StageConfig] = Field(
         default=[StageConfig(segment_length=1, share=1.0)],
         min_length=1,
-        description="one after the other; by default single frames only, which was ahead wherever it was "
-        "measured (docs/research.md)",
+        description="one after the other; by default single frames only: ahead wherever more training still "
+        "helped (docs/research.md)",
     )
     lr: float | None = Field(
         default=None, gt=0, description="largest learning rate; null: 1e-2 for a new egnn, else 3e-3"
