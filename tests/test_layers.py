@@ -93,6 +93,7 @@ ONLY_IN: dict[str, str] = {
     "metatomic": "adapters",
     "metatrain": "adapters",
     "nequip": "adapters",
+    "numba": "models",
     "openmm": "deploy",
     "orb_models": "adapters",
     "plotly": "report",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from dyntrain.models.chebyshev import chebyshev_slopes, chebyshev_values
 from dyntrain.models.normed_silu import FirstOrder
 from dyntrain.models.paper_pairs import PairBlock, Pairs
+from dyntrain.models.paper_rows import Rows, TableRows, rows_of, table_rows_of
 from dyntrain.models.paper_sweeps import LayerWeights, ReadOutSweeps, ReadOutWeights
 from dyntrain.models.paper_tables import Tables
 from dyntrain.models.splines import DEGREE, SplineBasis, weighted_rows
@@ -23,8 +24,8 @@ from dyntrain.neighbors import NeighborList, pair_vectors
 from dyntrain.potential import PairSlopes
 from dyntrain.state import State
 
-PAIRS_AT_A_TIME = 2048
-"""More than in training: fewer arrays are in use at once."""
+PAIRS_AT_A_TIME = 768
+"""Fewer than in training, whose blocks leave the cache anyway; 512 to 1024 are alike."""
 
 # --- edge features of a block of pairs ----------------------------------------------------------------
 
@@ -32,12 +33,12 @@ PAIRS_AT_A_TIME = 2048
 class _Features(Protocol):
     where: PairBlock
 
-    def rows(self, of_ends: Tensor, pair: Tensor) -> Tensor:
-        """W1 ϕ, [n_rows, width], of the features and of both ends (see ``PairBlock.rows_of``)."""
+    def of_pairs(self, pair: Tensor) -> Tensor:
+        """Their share of W1 ϕ, [n_pairs, width]."""
         ...
 
     def add_gradient(self, pair: Tensor, bar: Tensor) -> None:
-        """Take in the energy's gradient with respect to these rows."""
+        """Take in the energy's gradient with respect to that share."""
         ...
 
 
@@ -51,11 +52,11 @@ class _ChebyshevFeatures:
     def __init__(self, where: PairBlock, basis: Tensor, gradient: Tensor) -> None:
         self.where, self.basis, self.gradient = where, basis[where.pairs], gradient[where.pairs]
 
-    def rows(self, of_ends: Tensor, pair: Tensor) -> Tensor:
-        return self.where.rows_of(self.basis @ pair, of_ends)
+    def of_pairs(self, pair: Tensor) -> Tensor:
+        return self.basis @ pair
 
     def add_gradient(self, pair: Tensor, bar: Tensor) -> None:
-        self.gradient.addmm_(self.where.to_pairs(bar), pair.T)
+        self.gradient.addmm_(bar, pair.T)
 
 
 class _SplineFeatures:
@@ -65,33 +66,21 @@ class _SplineFeatures:
         slopes: [n_pairs] of all pairs, dE/dd; added to.
     """
 
-    def __init__(self, where: PairBlock, basis: SplineBasis, slopes: Tensor, n_atoms: int) -> None:
+    def __init__(self, where: PairBlock, basis: SplineBasis, slopes: Tensor) -> None:
         self.where, self.slopes = where, slopes[where.pairs]
-        self.slope_rows = basis.rows[where.pairs, :DEGREE].contiguous()
+        self.rows, self.weights = basis.rows[where.pairs], basis.weights[where.pairs]
+        self.slope_rows = self.rows[:, :DEGREE].contiguous()
         self.slope_weights = basis.slope_weights[where.pairs]
-        # The rows of both ends and those of the spline are summed in one pass.
-        ends = torch.stack([where.receivers, where.senders + n_atoms], dim=1)
-        self.all_rows = torch.cat([ends, where.repeated(basis.rows) + 2 * n_atoms], dim=1)
-        ones = basis.weights.new_ones(ends.shape)
-        self.all_weights = torch.cat([ones, where.repeated(basis.weights)], dim=1)
 
-    def rows(self, of_ends: Tensor, pair: Tensor) -> Tensor:
-        return weighted_rows(self.all_rows, self.all_weights, torch.cat([of_ends, pair[0]]))
+    def of_pairs(self, pair: Tensor) -> Tensor:
+        return weighted_rows(self.rows, self.weights, pair[0])
 
     def add_gradient(self, pair: Tensor, bar: Tensor) -> None:
         slopes = weighted_rows(self.slope_rows, self.slope_weights, pair[1])
-        self.slopes += slopes.mul_(self.where.to_pairs(bar)).sum(-1)
+        self.slopes += slopes.mul_(bar).sum(-1)
 
 
 # --- layers -------------------------------------------------------------------------------------------
-
-
-class _Block(NamedTuple):
-    """What is kept of one block of pairs."""
-
-    features: _Features
-    first: FirstOrder
-    second: FirstOrder
 
 
 class _Update:
@@ -115,16 +104,15 @@ class _Layer:
 
     def __init__(self, w: LayerWeights, h: Tensor, features: Sequence[_Features], lowest: bool) -> None:
         self.weights, self.lowest = w, lowest
-        self.blocks: list[_Block] = []
+        self.blocks: list[tuple[_Features, Rows]] = []
         received = torch.zeros_like(h)
         of_ends = torch.cat([torch.addmm(w.bias1, h, w.centre.T), h @ w.neighbor.T])
         for of_block in features:
-            first, m = FirstOrder.of(of_block.rows(of_ends, w.pair), w.gain1, w.shift1)
-            second, m = FirstOrder.of(torch.addmm(w.bias2, m, w.w2.T), w.gain2, w.shift2)
-            of_block.where.add_received(received, m)
-            self.blocks.append(_Block(of_block, first, second))
-        rows = torch.addmm(w.bias3, torch.cat([h, received], dim=-1), w.w3.T)
-        self.update = _Update(w, h, rows)
+            rows = rows_of(of_block.where, w)
+            m1 = rows.first(of_block.of_pairs(w.pair), of_ends)
+            rows.second(torch.addmm(w.bias2, m1, w.w2.T), received)
+            self.blocks.append((of_block, rows))
+        self.update = _Update(w, h, torch.addmm(w.bias3, torch.cat([h, received], dim=-1), w.w3.T))
 
     def reverse(self, upper: Tensor) -> Tensor:
         """h̄ from the layer above's (of the lowest: no use); gives the features their gradient."""
@@ -132,15 +120,10 @@ class _Layer:
         x_bar = self.update.reverse(upper) @ w.w3
         received = x_bar[:, width:].contiguous()
         to_centre, to_neighbor = torch.zeros_like(upper), torch.zeros_like(upper)
-        for features, first, second in self.blocks:
-            where = features.where
-            # Both sites' ρ belong to whole rows: they are multiplied in when the rows are fetched.
-            bar = second.reverse(where.scaled(received, first.scale * second.scale), w.gain2)
-            bar = first.reverse(bar @ w.w2, w.gain1)
+        to_atoms = None if self.lowest else (to_centre, to_neighbor)
+        for features, rows in self.blocks:
+            bar = rows.reverse_first(rows.reverse_second(received) @ w.w2, to_atoms)
             features.add_gradient(w.pair, bar)
-            if not self.lowest:
-                to_centre.index_add_(0, where.receivers, bar)
-                to_neighbor.index_add_(0, where.senders, bar)
         if self.lowest:
             return upper
         return (upper + x_bar[:, :width]).addmm_(to_centre, w.centre).addmm_(to_neighbor, w.neighbor)
@@ -156,24 +139,19 @@ class _TabulatedLayer:
     def __init__(
         self, w: LayerWeights, tables: Tables, pairs: Pairs, columns: Tensor, h: Tensor, basis: SplineBasis
     ) -> None:
-        self.messages, self.basis = tables.messages, basis
-        self.blocks: list[tuple[PairBlock, Tensor]] = []
+        self.blocks: list[TableRows] = []
         rows = torch.addmm(w.bias3, h, w.w3[:, : h.shape[1]].T).index_select(0, columns)
         for where in pairs.blocks(fold=True, size=PAIRS_AT_A_TIME):
             begins = tables.begins[columns[where.receivers], columns[where.senders]]
-            table_rows = where.repeated(basis.rows) + begins[:, None]
-            m = weighted_rows(table_rows, where.repeated(basis.weights), self.messages[0])
-            where.add_received(rows, m)
-            self.blocks.append((where, table_rows))
+            self.blocks.append(table_rows_of(where, tables.messages, basis, begins))
+            self.blocks[-1].add_received(rows)
         self.update = _Update(w, h.index_select(0, columns), rows)
 
     def reverse(self, upper: Tensor, slopes: Tensor) -> None:
         """Adds to dE/dd of the pairs."""
         bar = self.update.reverse(upper)
-        for where, table_rows in self.blocks:
-            weights = where.repeated(self.basis.slope_weights)
-            m_slopes = weighted_rows(table_rows[:, :DEGREE], weights, self.messages[1])
-            slopes[where.pairs] += where.to_pairs(m_slopes.mul_(where.received(bar)).sum(-1))
+        for of_block in self.blocks:
+            of_block.add_slopes(bar, slopes)
 
 
 # --- the network --------------------------------------------------------------------------------------
@@ -220,8 +198,7 @@ class FrozenNetwork:
         basis = SplineBasis(distances, self.range_end, self.tables.n_intervals, self.h.dtype)
         lowest = _TabulatedLayer(self.layers[0], self.tables, pairs, columns, self.h, basis)
         features = [
-            _SplineFeatures(where, basis, slopes, len(columns))
-            for where in pairs.blocks(fold=False, size=PAIRS_AT_A_TIME)
+            _SplineFeatures(where, basis, slopes) for where in pairs.blocks(fold=False, size=PAIRS_AT_A_TIME)
         ]
         energy, h_bar = self._higher(lowest.update.output, pairs, features)
         lowest.reverse(h_bar, slopes)

@@ -1,0 +1,253 @@
+"""``paper_rows`` in single precision on one CPU thread, compiled by numba: each row is fetched once a kernel.
+
+A row is one direction of a pair: first all i→j, then all j→i; where ``once``, a row stands for both, and both
+atoms receive it. Arrays of the kernels are C-contiguous, float32 [n, width], indices int64; names as in
+``normed_silu``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numba import float32, int32, njit
+from torch import Tensor
+
+from dyntrain.models.normed_silu import LAYER_NORM_EPS
+from dyntrain.models.paper_pairs import PairBlock
+from dyntrain.models.paper_rows import Rows, TableRows
+from dyntrain.models.paper_sweeps import LayerWeights
+
+_EPS = np.float32(LAYER_NORM_EPS)
+
+
+def _compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Sums in any order, for vector instructions, but nothing that would let NaN and infinity pass unseen."""
+    options: dict[str, Any] = {"fastmath": {"reassoc", "contract", "arcp", "nsz"}, "error_model": "numpy"}
+    try:
+        return njit(cache=True, **options)(kernel)
+    except RuntimeError:  # no folder to keep it in: compiled anew in each process
+        return njit(**options)(kernel)
+
+
+@njit(inline="always")
+def _sigmoid(y):  # type: ignore[no-untyped-def]
+    """1/(1 + e⁻ʸ) to 2e-7; written out, because calls of a library's exponential are not vectorised."""
+    x = min(max(-y, float32(-87.0)), float32(87.0))
+    # eˣ = 2ᵏ eᶠ, |f| ≤ ln 2 / 2, ln 2 in two parts
+    k = np.floor(x * float32(1.4426950408889634) + float32(0.5))
+    f = (x - k * float32(0.693359375)) + k * float32(2.12194440e-4)
+    p = float32(1.0 / 5040.0) * f + float32(1.0 / 720.0)
+    p = p * f + float32(1.0 / 120.0)
+    p = p * f + float32(1.0 / 24.0)
+    p = p * f + float32(1.0 / 6.0)
+    p = p * f + float32(0.5)
+    p = (p * f + float32(1.0)) * f + float32(1.0)
+    bits = (int32(k) + int32(127)) << int32(23)
+    power = np.int32(bits).view(np.float32)
+    return float32(1.0) / (float32(1.0) + p * power)
+
+
+@njit(inline="always")
+def _normed_silu(row, gain, shift, slope, m):  # type: ignore[no-untyped-def]
+    """n in place of a, SiLU' and m; gives ρ."""
+    width = row.shape[0]
+    square = float32(0.0)
+    for c in range(width):
+        square += row[c] * row[c]
+    rho = float32(1.0) / np.sqrt(square / float32(width) + _EPS)
+    for c in range(width):
+        x = row[c] * rho
+        y = x * gain[c] + shift[c]
+        sigmoid = _sigmoid(y)
+        out = y * sigmoid
+        row[c] = x
+        m[c] = out
+        slope[c] = out + sigmoid * (float32(1.0) - out)
+    return rho
+
+
+@njit(inline="always")
+def _off_norm(row, x):  # type: ignore[no-untyped-def]
+    """g − ⟨g⟩ − n ⟨g n⟩ in place of g."""
+    width = row.shape[0]
+    mean, along = float32(0.0), float32(0.0)
+    for c in range(width):
+        mean += row[c]
+        along += row[c] * x[c]
+    mean /= float32(width)
+    along /= float32(width)
+    for c in range(width):
+        row[c] -= mean + x[c] * along
+
+
+@_compiled
+def first_rows(of_pairs, of_ends, i, j, gain, shift, n, slope, scale, m):  # type: ignore[no-untyped-def]
+    """n, SiLU', ρ and m of what each row gets from its pair, its receiver and its sender."""
+    n_pairs, width = of_pairs.shape
+    n_atoms = of_ends.shape[0] // 2
+    for r in range(n.shape[0]):
+        p = r if r < n_pairs else r - n_pairs
+        receiver, sender = (i[p], j[p]) if r < n_pairs else (j[p], i[p])
+        pair, centre, neighbor, row = of_pairs[p], of_ends[receiver], of_ends[n_atoms + sender], n[r]
+        for c in range(width):
+            row[c] = pair[c] + centre[c] + neighbor[c]
+        scale[r] = _normed_silu(row, gain, shift, slope[r], m[r])
+
+
+@_compiled
+def second_rows(rows, i, j, once, gain, shift, slope, scale, received):  # type: ignore[no-untyped-def]
+    """n in place of the rows, SiLU' and ρ; m is added to what its atoms receive."""
+    n_pairs, width = i.shape[0], rows.shape[1]
+    m = np.empty(width, np.float32)
+    for r in range(rows.shape[0]):
+        scale[r] = _normed_silu(rows[r], gain, shift, slope[r], m)
+        atom = received[i[r] if r < n_pairs else j[r - n_pairs]]
+        for c in range(width):
+            atom[c] += m[c]
+        if once:
+            other = received[j[r]]
+            for c in range(width):
+                other[c] += m[c]
+
+
+@_compiled
+def reverse_second_rows(upper, i, j, once, factor, n, slope, gain, bar):  # type: ignore[no-untyped-def]
+    """ā of the second rows, times ``factor`` [n_rows] instead of ρ, from that of what atoms receive."""
+    n_pairs, width = i.shape[0], n.shape[1]
+    for r in range(n.shape[0]):
+        p = r if r < n_pairs else r - n_pairs
+        of_atom, of_other = upper[i[p] if r < n_pairs else j[p]], upper[j[p]]
+        row, slopes, share = bar[r], slope[r], factor[r]
+        if once:
+            for c in range(width):
+                row[c] = share * (of_atom[c] + of_other[c]) * slopes[c] * gain[c]
+        else:
+            for c in range(width):
+                row[c] = share * of_atom[c] * slopes[c] * gain[c]
+        _off_norm(row, n[r])
+
+
+@_compiled
+def reverse_first_rows(bar, i, j, lowest, n, slope, gain, to_centre, to_neighbor):  # type: ignore[no-untyped-def]
+    """ā of the first rows in place of m̄; added to the atoms'; its first half: both directions' sums."""
+    n_pairs, width = i.shape[0], n.shape[1]
+    for r in range(n.shape[0]):
+        p = r if r < n_pairs else r - n_pairs
+        receiver, sender = (i[p], j[p]) if r < n_pairs else (j[p], i[p])
+        row, slopes, of_pair = bar[r], slope[r], bar[p]
+        for c in range(width):
+            row[c] *= slopes[c] * gain[c]
+        _off_norm(row, n[r])
+        if not lowest:
+            centre, neighbor = to_centre[receiver], to_neighbor[sender]
+            for c in range(width):
+                centre[c] += row[c]
+                neighbor[c] += row[c]
+        if r >= n_pairs:
+            for c in range(width):
+                of_pair[c] += row[c]
+
+
+@_compiled
+def table_values(table, begins, weights, i, j, once, received):  # type: ignore[no-untyped-def]
+    """Adds splines' values to what the atoms receive: ``weights`` [n_pairs, 6], rows from ``begins`` on."""
+    n_pairs, width = i.shape[0], table.shape[1]
+    m = np.empty(width, np.float32)
+    for r in range(begins.shape[0]):
+        p = r if r < n_pairs else r - n_pairs
+        b, w = begins[r], weights[p]
+        t0, t1, t2, t3, t4, t5 = (
+            table[b],
+            table[b + 1],
+            table[b + 2],
+            table[b + 3],
+            table[b + 4],
+            table[b + 5],
+        )
+        for c in range(width):
+            m[c] = w[0] * t0[c] + w[1] * t1[c] + w[2] * t2[c] + w[3] * t3[c] + w[4] * t4[c] + w[5] * t5[c]
+        atom = received[i[p] if r < n_pairs else j[p]]
+        for c in range(width):
+            atom[c] += m[c]
+        if once:
+            other = received[j[p]]
+            for c in range(width):
+                other[c] += m[c]
+
+
+@_compiled
+def table_slopes(table, begins, weights, i, j, once, upper, slopes):  # type: ignore[no-untyped-def]
+    """Adds to dE/dd [n_pairs] of those splines; ``weights`` [n_pairs, 5]."""
+    n_pairs, width = i.shape[0], table.shape[1]
+    for r in range(begins.shape[0]):
+        p = r if r < n_pairs else r - n_pairs
+        b, w = begins[r], weights[p]
+        t0, t1, t2, t3, t4 = table[b], table[b + 1], table[b + 2], table[b + 3], table[b + 4]
+        atom, other = upper[i[p] if r < n_pairs else j[p]], upper[j[p]]
+        total = float32(0.0)
+        for c in range(width):
+            bar = atom[c] + other[c] if once else atom[c]
+            total += bar * (w[0] * t0[c] + w[1] * t1[c] + w[2] * t2[c] + w[3] * t3[c] + w[4] * t4[c])
+        slopes[p] += total
+
+
+# --- the same interface as in PyTorch -----------------------------------------------------------------
+
+
+def _ends(where: PairBlock) -> tuple[np.ndarray, np.ndarray, bool]:
+    """i and j of the pairs, and whether a row stands for both directions."""
+    n = where.pairs.stop - where.pairs.start
+    return where.receivers[:n].numpy(), where.senders[:n].numpy(), where.mirrored is not None
+
+
+def _arrays(*tensors: Tensor) -> list[np.ndarray]:
+    return [tensor.numpy() for tensor in tensors]
+
+
+class CompiledRows(Rows):
+    """What it does is said there."""
+
+    def __init__(self, where: PairBlock, weights: LayerWeights) -> None:
+        super().__init__(where, weights)
+        self.i, self.j, self.once = _ends(where)
+
+    def first(self, of_pairs: Tensor, of_ends: Tensor) -> Tensor:
+        shape, w = (len(self.where.receivers), of_pairs.shape[1]), self.weights
+        self.n1, self.slope1, m = (of_pairs.new_empty(shape) for _ in range(3))
+        self.scale1 = of_pairs.new_empty(shape[0])
+        out = _arrays(self.n1, self.slope1, self.scale1, m)
+        first_rows(*_arrays(of_pairs, of_ends), self.i, self.j, *_arrays(w.gain1, w.shift1), *out)
+        return m
+
+    def second(self, rows: Tensor, received: Tensor) -> None:
+        w = self.weights
+        self.n2, self.slope2, self.scale2 = rows, torch.empty_like(rows), rows.new_empty(rows.shape[0])
+        out = _arrays(self.slope2, self.scale2, received)
+        second_rows(rows.numpy(), self.i, self.j, self.once, *_arrays(w.gain2, w.shift2), *out)
+
+    def reverse_second(self, upper: Tensor) -> Tensor:
+        bar = torch.empty_like(self.n2)
+        kept = _arrays(self.scale1 * self.scale2, self.n2, self.slope2, self.weights.gain2)
+        reverse_second_rows(upper.numpy(), self.i, self.j, self.once, *kept, bar.numpy())
+        return bar
+
+    def reverse_first(self, scaled: Tensor, to_atoms: tuple[Tensor, Tensor] | None) -> Tensor:
+        kept = _arrays(self.n1, self.slope1, self.weights.gain1)
+        sums = _arrays(*(to_atoms or (scaled, scaled)))  # without atoms never touched
+        reverse_first_rows(scaled.numpy(), self.i, self.j, to_atoms is None, *kept, *sums)
+        return scaled[: len(self.i)]
+
+
+class CompiledTableRows(TableRows):
+    """What it does is said there."""
+
+    def add_received(self, received: Tensor) -> None:
+        spline = _arrays(self.table[0], self.begins, self.weights)
+        table_values(*spline, *_ends(self.where), received.numpy())
+
+    def add_slopes(self, upper: Tensor, slopes: Tensor) -> None:
+        spline = _arrays(self.table[1], self.begins, self.slope_weights)
+        table_slopes(*spline, *_ends(self.where), *_arrays(upper, slopes[self.where.pairs]))

@@ -1,0 +1,105 @@
+"""What the paper's network without gradient does with a block of pairs in one layer, forwards and back."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from dyntrain.models.normed_silu import FirstOrder
+from dyntrain.models.paper_pairs import PairBlock
+from dyntrain.models.paper_sweeps import LayerWeights
+from dyntrain.models.splines import SplineBasis, weighted_rows
+
+MOST_THREADS = 4
+"""Up to which the compiled form, which uses one, is taken: PyTorch's passes over memory use them all."""
+
+
+def rows_of(where: PairBlock, weights: LayerWeights) -> Rows:
+    kernels = _kernels_for(weights.gain1)
+    return kernels.CompiledRows(where, weights) if kernels else Rows(where, weights)
+
+
+def table_rows_of(where: PairBlock, table: Tensor, basis: SplineBasis, begins: Tensor) -> TableRows:
+    kernels = _kernels_for(table)
+    return (kernels.CompiledTableRows if kernels else TableRows)(where, table, basis, begins)
+
+
+def _kernels_for(like: Tensor) -> ModuleType | None:
+    """``paper_kernels``, where it can be used and is of use."""
+    fits = like.dtype == torch.float32 and like.device.type == "cpu"
+    return _kernels() if fits and torch.get_num_threads() <= MOST_THREADS else None
+
+
+@cache
+def _kernels() -> ModuleType | None:
+    if find_spec("numba") is None:
+        return None
+    from dyntrain.models import paper_kernels
+
+    return paper_kernels
+
+
+class Rows:
+    """m = SiLU(LN(W2 SiLU(LN(a)) + b2)) of each direction of some pairs; W2 itself is the caller's."""
+
+    def __init__(self, where: PairBlock, weights: LayerWeights) -> None:
+        self.where, self.weights = where, weights
+
+    def first(self, of_pairs: Tensor, of_ends: Tensor) -> Tensor:
+        """m1 [n_rows, width] from W1's shares of features and of both ends (``PairBlock.rows_of``)."""
+        rows = self.where.rows_of(of_pairs, of_ends)
+        self._first, m = FirstOrder.of(rows, self.weights.gain1, self.weights.shift1)
+        return m
+
+    def second(self, rows: Tensor, received: Tensor) -> None:
+        """Adds m to what the atoms receive, from W2's rows, which are overwritten."""
+        self._second, m = FirstOrder.of(rows, self.weights.gain2, self.weights.shift2)
+        self.where.add_received(received, m)
+
+    def reverse_second(self, upper: Tensor) -> Tensor:
+        """Gradient of W2's rows times the first site's ρ, from that of what the atoms receive."""
+        # Both sites' ρ belong to whole rows: they are multiplied in when the rows are fetched.
+        scaled = self.where.scaled(upper, self._first.scale * self._second.scale)
+        return self._second.reverse(scaled, self.weights.gain2)
+
+    def reverse_first(self, scaled: Tensor, to_atoms: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Gradient of ``of_pairs``; those of the receivers' and senders' shares are added to ``to_atoms``."""
+        bar = self._first.reverse(scaled, self.weights.gain1)
+        if to_atoms is not None:
+            to_atoms[0].index_add_(0, self.where.receivers, bar)
+            to_atoms[1].index_add_(0, self.where.senders, bar)
+        return self.where.to_pairs(bar)
+
+
+class TableRows:
+    """m of each direction of some pairs from a table.
+
+    Args:
+        table: see ``splines.spline_table``. basis: of all pairs.
+        begins: [n_rows], where in the table the splines of a row's two elements begin.
+    """
+
+    def __init__(self, where: PairBlock, table: Tensor, basis: SplineBasis, begins: Tensor) -> None:
+        self.where, self.table = where, table
+        self.begins = where.repeated(basis.rows[:, 0]) + begins
+        self.weights, self.slope_weights = basis.weights[where.pairs], basis.slope_weights[where.pairs]
+
+    def add_received(self, received: Tensor) -> None:
+        """Adds m to what the atoms receive."""
+        m = self._weighted(self.weights, self.table[0])
+        self.where.add_received(received, m)
+
+    def add_slopes(self, upper: Tensor, slopes: Tensor) -> None:
+        """Adds to dE/dd of all pairs, from the gradient of what the atoms receive."""
+        m_slopes = self._weighted(self.slope_weights, self.table[1])
+        bar = m_slopes.mul_(self.where.received(upper)).sum(-1)
+        slopes[self.where.pairs] += self.where.to_pairs(bar)
+
+    def _weighted(self, weights: Tensor, table: Tensor) -> Tensor:
+        rows = self.begins[:, None] + torch.arange(weights.shape[1], device=weights.device)
+        repeated = weights if self.where.mirrored is not None else torch.cat([weights, weights])
+        return weighted_rows(rows, repeated, table)

@@ -1,0 +1,142 @@
+"""The paper's network without gradient, compiled: the same numbers as in PyTorch, and when it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.io import read
+
+from dyntrain.models import paper_inference, paper_rows
+from dyntrain.models.paper_egnn import PaperEGNN
+from dyntrain.neighbors import neighbor_list
+from dyntrain.potential import Conservative, Prediction
+from dyntrain.state import State, concatenate
+
+pytest.importorskip("numba")
+
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture(scope="module")
+def batch() -> State:
+    """The slab (has pairs of one element and of two), a molecule, and an atom without neighbours."""
+    molecule = Atoms("C2H2", [[0, 0, 0], [1.2, 0, 0], [2.3, 0, 0.2], [-1.1, 0.1, 0]])
+    slab = read(DATA / "h2pd6gra_80.traj", 0)
+    return concatenate([State.from_ase(atoms) for atoms in (slab, molecule, Atoms("C"))])
+
+
+def made(*, training: bool) -> PaperEGNN:
+    torch.manual_seed(0)
+    network = PaperEGNN([1, 6, 46], width=40, n_frequencies=64)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return network.train(training)
+
+
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Classes of the rows as they are made."""
+    names: list[str] = []
+    for name in ("rows_of", "table_rows_of"):
+        make = getattr(paper_rows, name)
+
+        def noted(*arguments: object, make: object = make) -> object:
+            rows = make(*arguments)  # type: ignore[operator]
+            names.append(type(rows).__name__)
+            return rows
+
+        monkeypatch.setattr(paper_inference, name, noted)
+    yield names
+
+
+def evaluated(network: PaperEGNN, state: State) -> Prediction:
+    with torch.no_grad():
+        return Conservative(network)(state, neighbor_list(state, network.cutoff))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("pairs_at_a_time", [5, 768])
+def test_compiled_is_the_plain_form(
+    training: bool, pairs_at_a_time: int, batch: State, used: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paper_inference, "PAIRS_AT_A_TIME", pairs_at_a_time)
+    state = batch if pairs_at_a_time > 5 else batch.select([1, 2])
+    network = made(training=training)
+    compiled = evaluated(network, state)
+    assert set(used) == ({"CompiledRows"} if training else {"CompiledRows", "CompiledTableRows"})
+    used.clear()
+    monkeypatch.setattr(paper_rows, "_kernels", lambda: None)
+    plain = evaluated(network, state)
+    assert set(used) == ({"Rows"} if training else {"Rows", "TableRows"})
+    scale = float(plain.forces.abs().max())
+    torch.testing.assert_close(compiled.energy, plain.energy, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(compiled.forces, plain.forces, rtol=0, atol=3e-6 * scale)
+
+
+def test_the_logistic_function_is_exact_from_end_to_end() -> None:
+    from dyntrain.models.paper_kernels import _sigmoid
+
+    y = np.concatenate([np.linspace(-30, 30, 4001), [-1e30, -100.0, -88.0, 0.0, 88.0, 1e30]])
+    with np.errstate(over="ignore"):
+        exact = 1.0 / (1.0 + np.exp(-y))
+    found = np.array([_sigmoid(np.float32(x)) for x in y])
+    assert np.abs(found - exact).max() < 2e-7
+    near = np.abs(y) < 31
+    assert np.abs(found[near] / exact[near] - 1).max() < 2e-6  # y itself is rounded to single precision
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("training", [True, False])
+def test_weights_that_are_no_numbers_are_not_hidden(value: float, training: bool, batch: State) -> None:
+    network = made(training=training)
+    with torch.no_grad():
+        network.message_layers()[1].w2.bias[3] = value
+    found = evaluated(network, batch.select([1]))
+    assert not found.energy.isfinite().any()
+    assert not found.forces.isfinite().any()
+
+
+def test_it_is_used_in_single_precision_on_few_threads(batch: State, used: list[str]) -> None:
+    network, molecule, threads = made(training=True), batch.select([1]), torch.get_num_threads()
+    evaluated(network, molecule)
+    assert set(used) == {"CompiledRows"}
+    used.clear()
+    network.set_precision("float64")
+    evaluated(network, molecule)
+    assert set(used) == {"Rows"}
+    used.clear()
+    network.set_precision("float32")
+    try:
+        torch.set_num_threads(paper_rows.MOST_THREADS + 1)
+        evaluated(network, molecule)
+    finally:
+        torch.set_num_threads(threads)
+    assert set(used) == {"Rows"}
+
+
+def test_it_is_not_used_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paper_rows, "find_spec", lambda name: None)
+    paper_rows._kernels.cache_clear()
+    try:
+        assert paper_rows._kernels() is None
+    finally:
+        paper_rows._kernels.cache_clear()
+
+
+def test_a_kernel_that_cannot_be_kept_is_compiled_anyway(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where neither the package's folder nor the user's can be written to, numba refuses to cache."""
+    from dyntrain.models import paper_kernels
+
+    def refusing(*, cache: bool = False, **options: object) -> object:
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return lambda kernel: kernel
+
+    monkeypatch.setattr(paper_kernels, "njit", refusing)
+    assert paper_kernels._compiled(len) is len
