@@ -48,8 +48,9 @@ bench: $(VENV)/.installed-dev $(if $(REFERENCE),.venv-e3nn/.installed)
 
 bench-rivals: $(VENV)/.installed-dev .venv-mace/.installed .venv-e3nn/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/rivals.py --make egnn
-	OMP_NUM_THREADS=1 .venv-mace/bin/python benchmarks/rivals.py --make mace_scalar mace_vector
-	OMP_NUM_THREADS=1 .venv-e3nn/bin/python benchmarks/rivals.py --make nequip sevennet
+	OMP_NUM_THREADS=1 .venv-mace/bin/python benchmarks/rivals.py --seconds 280 --make mace_scalar mace_vector
+	OMP_NUM_THREADS=1 .venv-e3nn/bin/python benchmarks/rivals.py --seconds 280 \
+		--make nequip nequip_scalar sevennet sevennet_scalar
 
 clean:
 	rm -rf $(VENV) .venv-mace .venv-e3nn .venv-engines site .mypy_cache .pytest_cache .ruff_cache build dist

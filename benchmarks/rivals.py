@@ -3,8 +3,8 @@
     python benchmarks/rivals.py --make mace_scalar     trains one on the slab; it goes to benchmarks/models
     python benchmarks/rivals.py --serve mace_scalar    answers lines "N" with the CPU seconds of N MD steps
 
-All are trained by the same loop, on the same frames, for the same CPU time; their MD steps are driven by
-ASE through their own packages' calculators, ours through ``dyntrain.Calculator``.
+All are trained by the same loop on the same frames; their MD steps are driven by ASE through their own
+packages' calculators, ours through ``dyntrain.Calculator``.
 """
 
 from __future__ import annotations
@@ -57,10 +57,19 @@ MODELS_BY_NAME = {
     "nequip": Model(
         "NequIP 2 layers 16x(0,1)", "nequip", {"num_layers": 2, "l_max": 1, "num_features": 16}, lr=1e-2
     ),
+    "nequip_scalar": Model(
+        "NequIP 2 layers 32x0", "nequip", {"num_layers": 2, "l_max": 0, "num_features": 32}, lr=1e-2
+    ),
     "sevennet": Model(
         "SevenNet 2 layers 16x(0,1)",
         "sevennet",
         {"cutoff": 5.0, "channel": 16, "lmax": 1, "num_convolution_layer": 2},
+        lr=1e-2,
+    ),
+    "sevennet_scalar": Model(
+        "SevenNet 2 layers 32x0",
+        "sevennet",
+        {"cutoff": 5.0, "channel": 32, "lmax": 0, "num_convolution_layer": 2},
         lr=1e-2,
     ),
 }

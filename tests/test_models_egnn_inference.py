@@ -1,4 +1,4 @@
-"""The default network without autograd against its plain form: energies, forces and stress to rounding."""
+"""The default network without autograd, compiled or not, against its plain form: energies, forces, stress."""
 
 from __future__ import annotations
 
@@ -9,13 +9,20 @@ import torch
 from ase.build import molecule
 from torch import Tensor
 
-from dyntrain.models import egnn_inference
+from dyntrain.models import egnn_pairs, kernel
 from dyntrain.models.egnn import EGNN
 from dyntrain.models.pair_basis import RadialBasis
 from dyntrain.neighbors import NeighborList, neighbor_list
 from dyntrain.potential import Conservative
 from dyntrain.state import State, concatenate
 from systems import argon_crystal
+
+
+@pytest.fixture(autouse=True, params=["compiled", "by PyTorch's operations"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "compiled":
+        pytest.importorskip("numba")
+    monkeypatch.setattr(kernel, "is_of_use", lambda like: request.param == "compiled")
 
 
 def ethanol() -> State:
@@ -113,7 +120,7 @@ def test_single_precision_is_as_exact_as_the_plain_form() -> None:
 def test_blocks_of_pairs_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model, state = network(), water()
     _, whole = both(model, state)
-    monkeypatch.setattr(egnn_inference, "PAIRS_AT_A_TIME", 7)
+    monkeypatch.setattr(egnn_pairs, "PAIRS_AT_A_TIME", 7)
     _, parts = both(model, state)
     agree(parts.forces, whole.forces)
 

@@ -11,7 +11,7 @@ import torch
 from ase import Atoms
 from ase.io import read
 
-from dyntrain.models import paper_inference, paper_rows
+from dyntrain.models import kernel, paper_inference, paper_rows
 from dyntrain.models.paper_egnn import PaperEGNN
 from dyntrain.neighbors import neighbor_list
 from dyntrain.potential import Conservative, Prediction
@@ -71,7 +71,7 @@ def test_compiled_is_the_plain_form(
     compiled = evaluated(network, state)
     assert set(used) == ({"CompiledRows"} if training else {"CompiledRows", "CompiledTableRows"})
     used.clear()
-    monkeypatch.setattr(paper_rows, "_kernels", lambda: None)
+    monkeypatch.setattr(kernel, "is_of_use", lambda like: False)
     plain = evaluated(network, state)
     assert set(used) == ({"Rows"} if training else {"Rows", "TableRows"})
     scale = float(plain.forces.abs().max())
@@ -100,43 +100,3 @@ def test_weights_that_are_no_numbers_are_not_hidden(value: float, training: bool
     found = evaluated(network, batch.select([1]))
     assert not found.energy.isfinite().any()
     assert not found.forces.isfinite().any()
-
-
-def test_it_is_used_in_single_precision_on_few_threads(batch: State, used: list[str]) -> None:
-    network, molecule, threads = made(training=True), batch.select([1]), torch.get_num_threads()
-    evaluated(network, molecule)
-    assert set(used) == {"CompiledRows"}
-    used.clear()
-    network.set_precision("float64")
-    evaluated(network, molecule)
-    assert set(used) == {"Rows"}
-    used.clear()
-    network.set_precision("float32")
-    try:
-        torch.set_num_threads(paper_rows.MOST_THREADS + 1)
-        evaluated(network, molecule)
-    finally:
-        torch.set_num_threads(threads)
-    assert set(used) == {"Rows"}
-
-
-def test_it_is_not_used_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paper_rows, "find_spec", lambda name: None)
-    paper_rows._kernels.cache_clear()
-    try:
-        assert paper_rows._kernels() is None
-    finally:
-        paper_rows._kernels.cache_clear()
-
-
-def test_a_kernel_that_cannot_be_kept_is_compiled_anyway(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where neither the package's folder nor the user's can be written to, numba refuses to cache."""
-    from dyntrain.models import paper_kernels
-
-    def refusing(*, cache: bool = False, **options: object) -> object:
-        if cache:
-            raise RuntimeError("cannot cache function: no locator available")
-        return lambda kernel: kernel
-
-    monkeypatch.setattr(paper_kernels, "njit", refusing)
-    assert paper_kernels._compiled(len) is len

@@ -7,29 +7,18 @@ atoms receive it. Arrays of the kernels are C-contiguous, float32 [n, width], in
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import torch
 from numba import float32, int32, njit
 from torch import Tensor
 
+from dyntrain.models.kernel import arrays, compiled
 from dyntrain.models.normed_silu import LAYER_NORM_EPS
 from dyntrain.models.paper_pairs import PairBlock
 from dyntrain.models.paper_rows import Rows, TableRows
 from dyntrain.models.paper_sweeps import LayerWeights
 
 _EPS = np.float32(LAYER_NORM_EPS)
-
-
-def _compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """Sums in any order, for vector instructions, but nothing that would let NaN and infinity pass unseen."""
-    options: dict[str, Any] = {"fastmath": {"reassoc", "contract", "arcp", "nsz"}, "error_model": "numpy"}
-    try:
-        return njit(cache=True, **options)(kernel)
-    except RuntimeError:  # no folder to keep it in: compiled anew in each process
-        return njit(**options)(kernel)
 
 
 @njit(inline="always")
@@ -83,7 +72,7 @@ def _off_norm(row, x):  # type: ignore[no-untyped-def]
         row[c] -= mean + x[c] * along
 
 
-@_compiled
+@compiled
 def first_rows(of_pairs, of_ends, i, j, gain, shift, n, slope, scale, m):  # type: ignore[no-untyped-def]
     """n, SiLU', ρ and m of what each row gets from its pair, its receiver and its sender."""
     n_pairs, width = of_pairs.shape
@@ -97,7 +86,7 @@ def first_rows(of_pairs, of_ends, i, j, gain, shift, n, slope, scale, m):  # typ
         scale[r] = _normed_silu(row, gain, shift, slope[r], m[r])
 
 
-@_compiled
+@compiled
 def second_rows(rows, i, j, once, gain, shift, slope, scale, received):  # type: ignore[no-untyped-def]
     """n in place of the rows, SiLU' and ρ; m is added to what its atoms receive."""
     n_pairs, width = i.shape[0], rows.shape[1]
@@ -113,7 +102,7 @@ def second_rows(rows, i, j, once, gain, shift, slope, scale, received):  # type:
                 other[c] += m[c]
 
 
-@_compiled
+@compiled
 def reverse_second_rows(upper, i, j, once, factor, n, slope, gain, bar):  # type: ignore[no-untyped-def]
     """ā of the second rows, times ``factor`` [n_rows] instead of ρ, from that of what atoms receive."""
     n_pairs, width = i.shape[0], n.shape[1]
@@ -130,7 +119,7 @@ def reverse_second_rows(upper, i, j, once, factor, n, slope, gain, bar):  # type
         _off_norm(row, n[r])
 
 
-@_compiled
+@compiled
 def reverse_first_rows(bar, i, j, lowest, n, slope, gain, to_centre, to_neighbor):  # type: ignore[no-untyped-def]
     """ā of the first rows in place of m̄; added to the atoms'; its first half: both directions' sums."""
     n_pairs, width = i.shape[0], n.shape[1]
@@ -151,7 +140,7 @@ def reverse_first_rows(bar, i, j, lowest, n, slope, gain, to_centre, to_neighbor
                 of_pair[c] += row[c]
 
 
-@_compiled
+@compiled
 def table_values(table, begins, weights, i, j, once, received):  # type: ignore[no-untyped-def]
     """Adds splines' values to what the atoms receive: ``weights`` [n_pairs, 6], rows from ``begins`` on."""
     n_pairs, width = i.shape[0], table.shape[1]
@@ -178,7 +167,7 @@ def table_values(table, begins, weights, i, j, once, received):  # type: ignore[
                 other[c] += m[c]
 
 
-@_compiled
+@compiled
 def table_slopes(table, begins, weights, i, j, once, upper, slopes):  # type: ignore[no-untyped-def]
     """Adds to dE/dd [n_pairs] of those splines; ``weights`` [n_pairs, 5]."""
     n_pairs, width = i.shape[0], table.shape[1]
@@ -203,10 +192,6 @@ def _ends(where: PairBlock) -> tuple[np.ndarray, np.ndarray, bool]:
     return where.receivers[:n].numpy(), where.senders[:n].numpy(), where.mirrored is not None
 
 
-def _arrays(*tensors: Tensor) -> list[np.ndarray]:
-    return [tensor.numpy() for tensor in tensors]
-
-
 class CompiledRows(Rows):
     """What it does is said there."""
 
@@ -218,25 +203,25 @@ class CompiledRows(Rows):
         shape, w = (len(self.where.receivers), of_pairs.shape[1]), self.weights
         self.n1, self.slope1, m = (of_pairs.new_empty(shape) for _ in range(3))
         self.scale1 = of_pairs.new_empty(shape[0])
-        out = _arrays(self.n1, self.slope1, self.scale1, m)
-        first_rows(*_arrays(of_pairs, of_ends), self.i, self.j, *_arrays(w.gain1, w.shift1), *out)
+        out = arrays(self.n1, self.slope1, self.scale1, m)
+        first_rows(*arrays(of_pairs, of_ends), self.i, self.j, *arrays(w.gain1, w.shift1), *out)
         return m
 
     def second(self, rows: Tensor, received: Tensor) -> None:
         w = self.weights
         self.n2, self.slope2, self.scale2 = rows, torch.empty_like(rows), rows.new_empty(rows.shape[0])
-        out = _arrays(self.slope2, self.scale2, received)
-        second_rows(rows.numpy(), self.i, self.j, self.once, *_arrays(w.gain2, w.shift2), *out)
+        out = arrays(self.slope2, self.scale2, received)
+        second_rows(rows.numpy(), self.i, self.j, self.once, *arrays(w.gain2, w.shift2), *out)
 
     def reverse_second(self, upper: Tensor) -> Tensor:
         bar = torch.empty_like(self.n2)
-        kept = _arrays(self.scale1 * self.scale2, self.n2, self.slope2, self.weights.gain2)
+        kept = arrays(self.scale1 * self.scale2, self.n2, self.slope2, self.weights.gain2)
         reverse_second_rows(upper.numpy(), self.i, self.j, self.once, *kept, bar.numpy())
         return bar
 
     def reverse_first(self, scaled: Tensor, to_atoms: tuple[Tensor, Tensor] | None) -> Tensor:
-        kept = _arrays(self.n1, self.slope1, self.weights.gain1)
-        sums = _arrays(*(to_atoms or (scaled, scaled)))  # without atoms never touched
+        kept = arrays(self.n1, self.slope1, self.weights.gain1)
+        sums = arrays(*(to_atoms or (scaled, scaled)))  # without atoms never touched
         reverse_first_rows(scaled.numpy(), self.i, self.j, to_atoms is None, *kept, *sums)
         return scaled[: len(self.i)]
 
@@ -245,9 +230,9 @@ class CompiledTableRows(TableRows):
     """What it does is said there."""
 
     def add_received(self, received: Tensor) -> None:
-        spline = _arrays(self.table[0], self.begins, self.weights)
+        spline = arrays(self.table[0], self.begins, self.weights)
         table_values(*spline, *_ends(self.where), received.numpy())
 
     def add_slopes(self, upper: Tensor, slopes: Tensor) -> None:
-        spline = _arrays(self.table[1], self.begins, self.slope_weights)
-        table_slopes(*spline, *_ends(self.where), *_arrays(upper, slopes[self.where.pairs]))
+        spline = arrays(self.table[1], self.begins, self.slope_weights)
+        table_slopes(*spline, *_ends(self.where), *arrays(upper, slopes[self.where.pairs]))

@@ -2,45 +2,30 @@
 
 from __future__ import annotations
 
-from functools import cache
-from importlib.util import find_spec
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
+from dyntrain.models import kernel
 from dyntrain.models.normed_silu import FirstOrder
 from dyntrain.models.paper_pairs import PairBlock
 from dyntrain.models.paper_sweeps import LayerWeights
 from dyntrain.models.splines import SplineBasis, weighted_rows
 
-MOST_THREADS = 4
-"""Up to which the compiled form, which uses one, is taken: PyTorch's passes over memory use them all."""
-
 
 def rows_of(where: PairBlock, weights: LayerWeights) -> Rows:
-    kernels = _kernels_for(weights.gain1)
-    return kernels.CompiledRows(where, weights) if kernels else Rows(where, weights)
+    return _forms(weights.gain1)[0](where, weights)
 
 
 def table_rows_of(where: PairBlock, table: Tensor, basis: SplineBasis, begins: Tensor) -> TableRows:
-    kernels = _kernels_for(table)
-    return (kernels.CompiledTableRows if kernels else TableRows)(where, table, basis, begins)
+    return _forms(table)[1](where, table, basis, begins)
 
 
-def _kernels_for(like: Tensor) -> ModuleType | None:
-    """``paper_kernels``, where it can be used and is of use."""
-    fits = like.dtype == torch.float32 and like.device.type == "cpu"
-    return _kernels() if fits and torch.get_num_threads() <= MOST_THREADS else None
+def _forms(like: Tensor) -> tuple[type[Rows], type[TableRows]]:
+    if like.dtype != torch.float32 or not kernel.is_of_use(like):
+        return Rows, TableRows
+    from dyntrain.models.paper_kernels import CompiledRows, CompiledTableRows
 
-
-@cache
-def _kernels() -> ModuleType | None:
-    if find_spec("numba") is None:
-        return None
-    from dyntrain.models import paper_kernels
-
-    return paper_kernels
+    return CompiledRows, CompiledTableRows
 
 
 class Rows:

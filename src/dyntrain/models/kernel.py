@@ -1,0 +1,40 @@
+"""Loops compiled for the CPU by numba (extra ``fast``): when they are used, and how they are compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MOST_THREADS = 4
+"""Up to which compiled loops, which run on one thread, are taken: PyTorch's operations use them all."""
+
+
+def is_of_use(like: Tensor) -> bool:
+    """Whether compiled loops work on such tensors: the CPU's, few threads, and numba is there."""
+    return like.device.type == "cpu" and torch.get_num_threads() <= MOST_THREADS and _installed()
+
+
+@cache
+def _installed() -> bool:
+    return find_spec("numba") is not None
+
+
+def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Sums in any order, for vector instructions, but nothing that would let NaN and infinity pass unseen."""
+    from numba import njit
+
+    options: dict[str, Any] = {"fastmath": {"reassoc", "contract", "arcp", "nsz"}, "error_model": "numpy"}
+    try:
+        return njit(cache=True, **options)(kernel)
+    except RuntimeError:  # no folder to keep it in: compiled anew in each process
+        return njit(**options)(kernel)
+
+
+def arrays(*tensors: Tensor) -> list[Any]:
+    """NumPy's views of tensors."""
+    return [tensor.numpy() for tensor in tensors]
