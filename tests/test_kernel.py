@@ -40,3 +40,12 @@ def test_a_kernel_that_cannot_be_kept_is_compiled_anyway(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(numba, "njit", refusing)
     assert kernel.compiled(len) is len
+
+
+def test_a_kernel_writes_to_no_copy() -> None:
+    rows = torch.zeros(3, 2)
+    kernel.writes(rows)[0][1, 0] = 1.0
+    assert rows[1, 0] == 1.0
+    with pytest.raises(ValueError, match="contiguous"):
+        kernel.writes(rows.T)
+    assert kernel.reads(rows.T)[0].flags.c_contiguous

@@ -23,7 +23,7 @@ from dyntrain.state import State
 from dyntrain.training import budget, loop, setup, train
 from dyntrain.training.logs import read_log
 from dyntrain.training.step import StepResult
-from dyntrain.training.validation import _LARGEST_BATCH
+from dyntrain.training.validation import _LARGEST_BATCH, USELESS
 from made_runs import as_atoms, morse_run
 from training_runs import Recorder, assert_same_training, config_of, log_rows, run, weights, write_runs
 
@@ -279,6 +279,11 @@ def test_what_cannot_work_is_refused_before_training(
     assert not (tmp_path / "checkpoint.pt").exists()
 
 
+def test_a_path_is_no_config() -> None:
+    with pytest.raises(UserError, match=r"a Config is expected, got str; dyntrain\.config\.read_config"):
+        train("config.yaml")  # type: ignore[arg-type]
+
+
 def test_what_comes_out_other_than_asked_for_is_said(data: dict[str, list[str]], tmp_path: Path) -> None:
     observer = Recorder()
     asked = {"validation": {"n_starts": 6, "n_steps": 50}, "training_points": 500}
@@ -341,6 +346,24 @@ def test_bursts_are_counted_and_the_weights_stay_finite(
     assert [row["burst_validation"] for row in rows] == [0, 0, 0]
     assert all(row["train_loss"] is not None and math.isfinite(row["train_loss"]) for row in rows)
     assert all(bool(torch.isfinite(tensor).all()) for tensor in weights(tmp_path).values())
+
+
+class Dead(EGNN):
+    """As where a learning rate too high has driven every SiLU to zero."""
+
+    def forward(self, state: State, neighbors: NeighborList) -> Tensor:
+        return 1e-6 * super().forward(state, neighbors)
+
+
+def test_a_network_that_has_died_is_told_of(
+    data: dict[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observer = Recorder()
+    run(data, tmp_path / "alive", observer)
+    assert observer.notes == []
+    monkeypatch.setitem(MODELS, "egnn", Dead)
+    run(data, tmp_path / "dead", observer)
+    assert observer.notes == [USELESS]
 
 
 def test_where_everything_bursts_nothing_is_learnt_and_all_is_counted(

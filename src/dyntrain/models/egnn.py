@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from dyntrain.models import kernel
 from dyntrain.models.egnn_inference import energies_and_slopes
 from dyntrain.models.family import FamilyModel
 from dyntrain.models.messages import Bonds, messages
@@ -150,6 +151,10 @@ class EGNN(FamilyModel):
     ) -> Tensor:
         """Σ over neighbours of radial basis × spherical tensor, a slot per element: [9, n_atoms, slots]."""
         n_species, n_atoms, n_radial = len(self.species), columns.shape[0], basis.shape[1]
+        if kernel.is_of_use(basis):
+            from dyntrain.models.density_kernels import densities
+
+            return densities(unit, basis, i, j, columns, n_species)
         to_i = (i * n_species + columns.index_select(0, j)).split(PAIRS_AT_A_TIME)
         to_j = (j * n_species + columns.index_select(0, i)).split(PAIRS_AT_A_TIME)
         reversal = self.reversal.to(basis.dtype).repeat_interleave(n_radial)
@@ -172,12 +177,7 @@ class EGNN(FamilyModel):
     ) -> tuple[Tensor, Tensor]:
         """What each atom gets from its neighbours: scalars [n_atoms, 2c], vectors [3, n_atoms, c]."""
         c, n_atoms = self.n_channels, h.shape[0]
-        a, b = self.send(h).split(c, dim=-1)
-        sent = torch.cat([a, b, b, b, *self.send_vectors(v)], dim=-1)
-        f1, f2, f3 = self.filters.weight.split(c)
-        filters = torch.cat([f1, f2, f2, f2, f3, f3, f3]).T
-        received = messages(Bonds(i, j), sent, basis, unit, filters) * norm
-        scalars, along, vectors = received.split([c, 3 * c, 3 * c], dim=-1)
-        # The sender's vectors along the bond, as the receiver sees them, are one more invariant.
-        along = along.view(n_atoms, 3, c).sum(1)
-        return torch.cat([scalars, along], dim=-1), vectors.view(n_atoms, 3, c).permute(1, 0, 2)
+        sent = torch.cat([self.send(h), *self.send_vectors(v)], dim=-1)
+        received = messages(Bonds(i, j), sent, basis, unit, self.filters.weight.T) * norm
+        scalars, vectors = received.split([2 * c, 3 * c], dim=-1)
+        return scalars, vectors.view(n_atoms, 3, c).permute(1, 0, 2)

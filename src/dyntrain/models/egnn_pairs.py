@@ -72,8 +72,7 @@ class Pairs:
 
     def __init__(self, network: EGNN, columns: Tensor, state: State, neighbors: NeighborList) -> None:
         self.i, self.j, self.columns = neighbors.i, neighbors.j, columns
-        self.n_species, self.n_channels = len(network.species), network.n_channels
-        self.filters = network.filters.weight
+        self.n_species, self.filters = len(network.species), network.filters.weight.T
         self._geometry(network, pair_vectors(state, neighbors).to(network.mixing.dtype))
 
     def _geometry(self, network: EGNN, vectors: Tensor) -> None:
@@ -86,9 +85,8 @@ class Pairs:
         # All is linear in the basis: scaled here, nothing else has to be.
         scale = torch.rsqrt(network.mean_neighbors).to(vectors.dtype)
         self.basis, self.basis_slopes = network.radial.with_slopes(distances.squeeze(1), scale)
+        self.basis_rows = self.basis.T
         self.tables = _tables(self.basis.shape[0], vectors.dtype, vectors.device)
-        f1, f2, f3 = self.filters.chunk(3)
-        self.wide_filters = torch.cat([f1, f2, f2, f2, f3, f3, f3]).T
 
     def densities(self) -> Tensor:
         """Σ over neighbours of spherical tensor × radial function, a slot an element: [9, n_atoms, slots]."""
@@ -104,30 +102,16 @@ class Pairs:
         return density.reshape(9, self.columns.shape[0], -1)
 
     def receive(self, sent: Tensor) -> Tensor:
-        """What arrives by ``messages``: [n_atoms, 5c], scalars, vectors along the bond, vectors.
-
-        Args:
-            sent: [n_atoms, 5c], scalars a and b, vectors.
-        """
-        c = self.n_channels
-        a, b, v = sent.split_with_sizes([c, c, 3 * c], 1)
-        self.sent = torch.cat([a, b, b, b, v], 1)
-        received = receive(Bonds(self.i, self.j), self.sent, self.basis.T, self.unit, self.wide_filters)
-        scalars, along, vectors = received.split_with_sizes([c, 3 * c, 3 * c], 1)
-        return torch.cat([scalars, along.view(-1, 3, c).sum(1), vectors], 1)
+        """What arrives by ``messages``, [n_atoms, 5c], from what is sent."""
+        self.sent = sent
+        return receive(Bonds(self.i, self.j), sent, self.basis_rows, self.unit, self.filters)
 
     def pull_back(self, bar: Tensor) -> Tensor:
-        """Gradient of what was sent, [n_atoms, 5c], from that of what was received; the pairs keep theirs."""
-        c = self.n_channels
-        scalars, along, vectors = bar.split_with_sizes([c, c, 3 * c], 1)
-        wide = torch.cat([scalars, along, along, along, vectors], 1)
-        bonds = Bonds(self.i, self.j)
-        sent_bar, basis_bar, self.unit_bar, _ = pull_back(
-            bonds, False, wide, self.sent, self.basis.T, self.unit, self.wide_filters
+        """Gradient of what was sent from that of what was received; the pairs keep theirs."""
+        sent_bar, self.basis_rows_bar, self.unit_bar, _ = pull_back(
+            Bonds(self.i, self.j), False, bar, self.sent, self.basis_rows, self.unit, self.filters
         )
-        self.basis_bar = basis_bar.T
-        a, b, v = sent_bar.split_with_sizes([c, 3 * c, 3 * c], 1)
-        return torch.cat([a, b.view(-1, 3, c).sum(1), v], 1)
+        return sent_bar
 
     def pull_back_densities(self, bar: Tensor) -> None:
         """Takes in Ā, the gradient of the densities: a pair's is Ā_i + (reversal) Ā_j."""
@@ -144,7 +128,7 @@ class Pairs:
         # û enters as it is, and twice in û ûᵀ, whose gradient is symmetric.
         twice = monomials_bar[4:].view(3, 3, -1).mul_(self.monomials[1:4]).sum(1)
         self.unit_bar = self.unit_bar + twice.mul_(2.0).add_(monomials_bar[1:4]).T
-        self.basis_bar = basis_bar.add_(self.basis_bar)
+        self.basis_bar = basis_bar.add_(self.basis_rows_bar.T)
 
     def slopes(self) -> Tensor:
         """r̄ [n_pairs, 3], after both adjoints."""

@@ -35,6 +35,17 @@ def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
         return njit(**options)(kernel)
 
 
-def arrays(*tensors: Tensor) -> list[Any]:
-    """NumPy's views of tensors."""
-    return [tensor.numpy() for tensor in tensors]
+def reads(*tensors: Tensor) -> list[Any]:
+    """NumPy's arrays of tensors that a kernel reads, C-contiguous: copies where it takes them."""
+    return [tensor.detach().contiguous().numpy() for tensor in tensors]
+
+
+def writes(*tensors: Tensor) -> list[Any]:
+    """NumPy's views of tensors that a kernel changes.
+
+    Raises:
+        ValueError: one of them is not contiguous, so that the kernel would change a copy, or be slow.
+    """
+    if not all(tensor.is_contiguous() for tensor in tensors):
+        raise ValueError("a kernel can only write to contiguous tensors")
+    return [tensor.detach().numpy() for tensor in tensors]

@@ -1,17 +1,20 @@
-"""Scalar and vector messages between neighbours; derivatives up to second order in blocks that stay in cache.
+"""Scalar and vector messages between neighbours, with derivatives up to second order.
 
-Atom j sends scalars a, b and vectors v in each channel; what arrives at i over the bond of direction û is
+Atom j sends scalars a, b and vectors v in each channel, [a, b, v_x, v_y, v_z]; what arrives at i over the
+bond of direction û is, in the same order,
 
     scalars:  f₁ a   and   û · (f₃ v)              vectors:  û f₂ b + f₃ v
 
-with filters f(d) of the distance. Every array is kept as rows of seven blocks of channels, so that all work
-runs over long contiguous rows: senders as [a, (b, b, b), (v_x, v_y, v_z)], filters as [f₁, (f₂, f₂, f₂),
-(f₃, f₃, f₃)], and what arrives as [f₁ a, û f₃ v (three terms of the dot product), û f₂ b + f₃ v]. With
+with filters f(d) = [f₁, f₂, f₃] of the distance. The whole is linear in what is sent, in the filters and, but
+for a constant, in û, so that second derivatives are sums of the same pieces. Where ``kernel.is_of_use``, the
+work is done by ``message_kernels``; else as follows, in blocks of pairs that stay in cache. Every array is
+widened to rows of seven blocks of channels, so that all work runs over long contiguous rows: senders as [a,
+(b, b, b), (v_x, v_y, v_z)], filters as [f₁, (f₂, f₂, f₂), (f₃, f₃, f₃)], and what arrives as [f₁ a, û f₃ v
+(three terms of the dot product), û f₂ b + f₃ v]. With
 
     R(û): [s, p, q] → [s, û q, q + û p]   (symmetric)
 
-the messages are R(û)(F∘x), their transpose F∘R(û)ō, and since the whole is linear in x, in F and, but for a
-constant, in û, second derivatives are sums of the same pieces.
+the messages are R(û)(F∘x), and their transpose F∘R(û)ō.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from dyntrain.models import kernel
 
 PAIRS_IN_CACHE = 1024
 """Pairs worked on at a time on a CPU."""
@@ -48,6 +53,31 @@ def _blocks(bonds: Bonds) -> Iterator[_Block]:
         part = slice(start, min(start + size, n_pairs))
         i, j = bonds.i[part], bonds.j[part]
         yield _Block(part, ((i, j, 1.0), (j, i, -1.0)))
+
+
+def _wide(rows: Tensor) -> Tensor:
+    """[a, b, v] → [a, b, b, b, v], [n, 5c] → [n, 7c]."""
+    c = rows.shape[1] // 5
+    a, b, v = rows.split_with_sizes([c, c, 3 * c], 1)
+    return torch.cat([a, b, b, b, v], 1)
+
+
+def _narrow(rows: Tensor) -> Tensor:
+    """The transpose of ``_wide``."""
+    c = rows.shape[1] // 7
+    a, b, v = rows.split_with_sizes([c, 3 * c, 3 * c], 1)
+    return torch.cat([a, b.view(-1, 3, c).sum(1), v], 1)
+
+
+def _wide_filters(filters: Tensor) -> Tensor:
+    f1, f2, f3 = filters.chunk(3, 1)
+    return torch.cat([f1, f2, f2, f2, f3, f3, f3], 1)
+
+
+def _narrow_filters(filters: Tensor) -> Tensor:
+    c = filters.shape[1] // 7
+    f1, f2, f3 = filters.split_with_sizes([c, 3 * c, 3 * c], 1)
+    return torch.cat([f1, f2.view(-1, 3, c).sum(1), f3.view(-1, 3, c).sum(1)], 1)
 
 
 # û enters as u [n, 3c], each component repeated for all channels.
@@ -80,6 +110,11 @@ def _add_to_unit(u_bar: Tensor, out_bar: Tensor, rows: Tensor, sign: float) -> N
 
 def receive(bonds: Bonds, x: Tensor, basis: Tensor, unit: Tensor, filters: Tensor) -> Tensor:
     """The messages' values: ``messages`` without autograd."""
+    if kernel.is_of_use(x):
+        from dyntrain.models import message_kernels
+
+        return message_kernels.receive(bonds.i, bonds.j, x, basis, unit, filters)
+    x, filters = _wide(x), _wide_filters(filters)
     out, n_channels = torch.zeros_like(x), x.shape[1] // 7
     for part, ends in _blocks(bonds):
         values = basis[part] @ filters
@@ -87,7 +122,7 @@ def receive(bonds: Bonds, x: Tensor, basis: Tensor, unit: Tensor, filters: Tenso
         for receivers, senders, sign in ends:
             rows = x.index_select(0, senders).mul_(values)
             out.index_add_(0, receivers, _turn(rows, u, sign))
-    return out
+    return _narrow(out)
 
 
 def pull_back(
@@ -100,6 +135,11 @@ def pull_back(
     filters: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of ō · messages by x, basis, û and, where ``wanted``, the filters (else None)."""
+    if kernel.is_of_use(x):
+        from dyntrain.models import message_kernels
+
+        return message_kernels.pull_back(bonds.i, bonds.j, wanted, out_bar, x, basis, unit, filters)
+    out_bar, x, filters = _wide(out_bar), _wide(x), _wide_filters(filters)
     x_bar, basis_bar = torch.zeros_like(x), torch.empty_like(basis.T)
     unit_bar, filters_bar = torch.empty_like(unit), torch.zeros_like(filters)
     n_channels = x.shape[1] // 7
@@ -118,7 +158,58 @@ def pull_back(
         torch.mm(filters, values_bar.T, out=basis_bar[:, part])
         if wanted:
             filters_bar.addmm_(basis[part].T, values_bar)
-    return x_bar, basis_bar.T, unit_bar, filters_bar if wanted else None
+    return _narrow(x_bar), basis_bar.T, unit_bar, _narrow_filters(filters_bar) if wanted else None
+
+
+class _Direction(NamedTuple):
+    """ẋ, ḃ, u̇ and ḟ (None: zero), as the arguments of ``messages``."""
+
+    x: Tensor
+    basis: Tensor
+    unit: Tensor
+    filters: Tensor | None
+
+
+def pull_back_slope(
+    bonds: Bonds, along: _Direction, out_bar: Tensor, x: Tensor, basis: Tensor, unit: Tensor, filters: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Derivatives of all first derivatives of ō · messages along a direction: by ō and all arguments."""
+    if kernel.is_of_use(x):
+        from dyntrain.models import message_kernels
+
+        return message_kernels.pull_back_slope(bonds.i, bonds.j, *along, out_bar, x, basis, unit, filters)
+    out_bar, x, x_dot, filters = _wide(out_bar), _wide(x), _wide(along.x), _wide_filters(filters)
+    filters_dot = None if along.filters is None else _wide_filters(along.filters)
+    out_grad, x_grad, basis_grad = torch.zeros_like(x), torch.zeros_like(x), torch.empty_like(basis.T)
+    unit_grad, filters_grad = torch.empty_like(unit), torch.zeros_like(filters)
+    n_channels = x.shape[1] // 7
+    for part, ends in _blocks(bonds):
+        u = unit[part].repeat_interleave(n_channels, dim=1)
+        u_dot = along.unit[part].repeat_interleave(n_channels, dim=1)
+        values = basis[part] @ filters
+        values_dot = along.basis[part] @ filters
+        if filters_dot is not None:
+            values_dot.addmm_(basis[part], filters_dot)
+        values_bar, values_bar_dot = torch.zeros_like(values), torch.zeros_like(values)
+        u_bar = torch.zeros_like(u)
+        for receivers, senders, sign in ends:
+            bar, sent = out_bar.index_select(0, receivers), x.index_select(0, senders)
+            sent_dot = x_dot.index_select(0, senders)
+            rows_dot = (sent_dot * values).addcmul_(sent, values_dot)
+            _add_to_unit(u_bar, bar, rows_dot, sign)
+            _add_turn_slope(_turn(rows_dot, u, sign), sent * values, u_dot, sign)
+            out_grad.index_add_(0, receivers, rows_dot)
+            bar_dot = _add_turn_slope(torch.zeros_like(bar), bar, u_dot, sign)
+            _turn(bar, u, sign)
+            values_bar.addcmul_(sent, bar)
+            values_bar_dot.addcmul_(sent_dot, bar).addcmul_(sent, bar_dot)
+            x_grad.index_add_(0, senders, bar_dot.mul_(values).addcmul_(bar, values_dot))
+        unit_grad[part] = u_bar.view(-1, 3, n_channels).sum(-1)
+        torch.mm(filters, values_bar_dot.T, out=basis_grad[:, part])
+        if filters_dot is not None:
+            basis_grad[:, part].addmm_(filters_dot, values_bar.T)
+        filters_grad.addmm_(basis[part].T, values_bar_dot).addmm_(along.basis[part].T, values_bar)
+    return _narrow(out_grad), _narrow(x_grad), basis_grad.T, unit_grad, _narrow_filters(filters_grad)
 
 
 class _Messages(torch.autograd.Function):
@@ -151,49 +242,18 @@ class _MessagesBackward(torch.autograd.Function):
     def backward(
         ctx: Any, x_dot: Tensor, basis_dot: Tensor, unit_dot: Tensor, filters_dot: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        """The cotangents are a direction (ẋ, ḃ, u̇, ḟ): what comes out are derivatives of all first
-        derivatives of ō · R(û)(F∘x) along it."""
-        out_bar, x, basis, unit, filters = ctx.saved_tensors
-        out_grad, x_grad, basis_grad = torch.zeros_like(x), torch.zeros_like(x), torch.empty_like(basis.T)
-        unit_grad, filters_grad = torch.empty_like(unit), torch.zeros_like(filters)
-        n_channels = x.shape[1] // 7
-        for part, ends in _blocks(ctx.bonds):
-            u = unit[part].repeat_interleave(n_channels, dim=1)
-            u_dot = unit_dot[part].repeat_interleave(n_channels, dim=1)
-            values = basis[part] @ filters
-            values_dot = basis_dot[part] @ filters
-            if filters_dot is not None:
-                values_dot.addmm_(basis[part], filters_dot)
-            values_bar, values_bar_dot = torch.zeros_like(values), torch.zeros_like(values)
-            u_bar = torch.zeros_like(u)
-            for receivers, senders, sign in ends:
-                bar, sent = out_bar.index_select(0, receivers), x.index_select(0, senders)
-                sent_dot = x_dot.index_select(0, senders)
-                rows_dot = (sent_dot * values).addcmul_(sent, values_dot)
-                _add_to_unit(u_bar, bar, rows_dot, sign)
-                _add_turn_slope(_turn(rows_dot, u, sign), sent * values, u_dot, sign)
-                out_grad.index_add_(0, receivers, rows_dot)
-                bar_dot = _add_turn_slope(torch.zeros_like(bar), bar, u_dot, sign)
-                _turn(bar, u, sign)
-                values_bar.addcmul_(sent, bar)
-                values_bar_dot.addcmul_(sent_dot, bar).addcmul_(sent, bar_dot)
-                x_grad.index_add_(0, senders, bar_dot.mul_(values).addcmul_(bar, values_dot))
-            unit_grad[part] = u_bar.view(-1, 3, n_channels).sum(-1)
-            torch.mm(filters, values_bar_dot.T, out=basis_grad[:, part])
-            if filters_dot is not None:
-                basis_grad[:, part].addmm_(filters_dot, values_bar.T)
-            filters_grad.addmm_(basis[part].T, values_bar_dot).addmm_(basis_dot[part].T, values_bar)
-        return None, None, out_grad, x_grad, basis_grad.T, unit_grad, filters_grad
+        direction = _Direction(x_dot, basis_dot, unit_dot, filters_dot)
+        return None, None, *pull_back_slope(ctx.bonds, direction, *ctx.saved_tensors)
 
 
 def messages(bonds: Bonds, x: Tensor, basis: Tensor, unit: Tensor, filters: Tensor) -> Tensor:
-    """What each atom receives, [n_atoms, 7c]: see the module's first lines.
+    """What each atom receives, [n_atoms, 5c]: see the module's first lines.
 
     Args:
-        x: what each atom sends, [n_atoms, 7c].
+        x: what each atom sends, [n_atoms, 5c].
         basis: of the distances, [n_pairs, n_radial].
         unit: directions from i to j, [n_pairs, 3].
-        filters: [n_radial, 7c].
+        filters: [n_radial, 3c].
 
     First and second derivatives are exact; a third raises.
     """

@@ -12,7 +12,7 @@ import torch
 from numba import float32, int32, njit
 from torch import Tensor
 
-from dyntrain.models.kernel import arrays, compiled
+from dyntrain.models.kernel import compiled, reads, writes
 from dyntrain.models.normed_silu import LAYER_NORM_EPS
 from dyntrain.models.paper_pairs import PairBlock
 from dyntrain.models.paper_rows import Rows, TableRows
@@ -203,26 +203,26 @@ class CompiledRows(Rows):
         shape, w = (len(self.where.receivers), of_pairs.shape[1]), self.weights
         self.n1, self.slope1, m = (of_pairs.new_empty(shape) for _ in range(3))
         self.scale1 = of_pairs.new_empty(shape[0])
-        out = arrays(self.n1, self.slope1, self.scale1, m)
-        first_rows(*arrays(of_pairs, of_ends), self.i, self.j, *arrays(w.gain1, w.shift1), *out)
+        out = writes(self.n1, self.slope1, self.scale1, m)
+        first_rows(*reads(of_pairs, of_ends), self.i, self.j, *reads(w.gain1, w.shift1), *out)
         return m
 
     def second(self, rows: Tensor, received: Tensor) -> None:
         w = self.weights
         self.n2, self.slope2, self.scale2 = rows, torch.empty_like(rows), rows.new_empty(rows.shape[0])
-        out = arrays(self.slope2, self.scale2, received)
-        second_rows(rows.numpy(), self.i, self.j, self.once, *arrays(w.gain2, w.shift2), *out)
+        out = writes(self.slope2, self.scale2, received)
+        second_rows(*writes(rows), self.i, self.j, self.once, *reads(w.gain2, w.shift2), *out)
 
     def reverse_second(self, upper: Tensor) -> Tensor:
         bar = torch.empty_like(self.n2)
-        kept = arrays(self.scale1 * self.scale2, self.n2, self.slope2, self.weights.gain2)
-        reverse_second_rows(upper.numpy(), self.i, self.j, self.once, *kept, bar.numpy())
+        kept = reads(self.scale1 * self.scale2, self.n2, self.slope2, self.weights.gain2)
+        reverse_second_rows(*reads(upper), self.i, self.j, self.once, *kept, *writes(bar))
         return bar
 
     def reverse_first(self, scaled: Tensor, to_atoms: tuple[Tensor, Tensor] | None) -> Tensor:
-        kept = arrays(self.n1, self.slope1, self.weights.gain1)
-        sums = arrays(*(to_atoms or (scaled, scaled)))  # without atoms never touched
-        reverse_first_rows(scaled.numpy(), self.i, self.j, to_atoms is None, *kept, *sums)
+        kept = reads(self.n1, self.slope1, self.weights.gain1)
+        sums = writes(*(to_atoms or (scaled, scaled)))  # without atoms never touched
+        reverse_first_rows(*writes(scaled), self.i, self.j, to_atoms is None, *kept, *sums)
         return scaled[: len(self.i)]
 
 
@@ -230,9 +230,9 @@ class CompiledTableRows(TableRows):
     """What it does is said there."""
 
     def add_received(self, received: Tensor) -> None:
-        spline = arrays(self.table[0], self.begins, self.weights)
-        table_values(*spline, *_ends(self.where), received.numpy())
+        spline = reads(self.table[0], self.begins, self.weights)
+        table_values(*spline, *_ends(self.where), *writes(received))
 
     def add_slopes(self, upper: Tensor, slopes: Tensor) -> None:
-        spline = arrays(self.table[1], self.begins, self.slope_weights)
-        table_slopes(*spline, *_ends(self.where), *arrays(upper, slopes[self.where.pairs]))
+        spline = reads(self.table[1], self.begins, self.slope_weights)
+        table_slopes(*spline, *_ends(self.where), *reads(upper), *writes(slopes[self.where.pairs]))

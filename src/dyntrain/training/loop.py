@@ -38,7 +38,7 @@ from dyntrain.training.processes import (
 )
 from dyntrain.training.sampling import Sampler, displaced
 from dyntrain.training.step import StepResult, joined, loss_and_gradient, sum_gradients, sum_results
-from dyntrain.training.validation import Validation, validation_row
+from dyntrain.training.validation import USELESS, Validation, is_useless, validation_row
 
 CHECKPOINT_EVERY_S = 20.0
 """Wall time between checkpoints: a kill costs at most this, or the one optimiser step it fell into."""
@@ -339,9 +339,12 @@ class _Run:
                 logger.log(row)
         self.observer.validated(row)
         progress.logged_step = progress.step
+        useless = is_useless(progress.validation_sums)
         progress.validation_batch, progress.validation_sums, progress.epoch_sums = None, {}, {}
         progress.epoch_start, progress.validated_at = progress.position, progress.evaluations
         self._save()
+        if useless and self._why_finished() is not None:
+            self.observer.note(USELESS)
 
     def _row(self, score: Score) -> dict[str, Any]:
         """The epoch's row of log.csv."""

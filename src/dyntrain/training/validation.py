@@ -25,6 +25,7 @@ _SUMS = (
     "weight",
     "force_first",
     "components_first",
+    "size_first",
     "force",
     "components",
     "energy",
@@ -32,6 +33,12 @@ _SUMS = (
     "burst",
     "stress",
     "stress_components",
+)
+
+USELESS = (
+    "At the last validation the model's forces were no better than none at all: it has learnt nothing, or a "
+    "learning rate too high has spoilt it. model.pt is the best of all validations; look at log.csv, and try "
+    "a lower `curriculum.lr` or a longer training in another output."
 )
 
 _LARGEST_BATCH = {"cpu": 20_000, "cuda": 1_000_000}
@@ -96,6 +103,10 @@ class Validation:
             if frame.step == 0:
                 sums["force_first"] += float(error.sum())
                 sums["components_first"] += error.numel()
+                asked = batch.targets.forces[0].abs()
+                if batch.targets.unlabelled is not None:
+                    asked = asked[~batch.targets.unlabelled]
+                sums["size_first"] += float(asked.sum())
                 if self.loss.stress_term() is not None and batch.targets.stress is not None:
                     stress = potential.stress(frame.state, neighbors(frame.state))
                     miss = (stress - batch.targets.stress[0][frame.systems]).abs()
@@ -116,6 +127,11 @@ class Validation:
         """
         mean_loss = sums["loss"] * len(self.segments) / sums["weight"] if sums["weight"] else math.inf
         return self.n_evaluations - int(sums["frames"]), mean_loss
+
+
+def is_useless(sums: dict[str, float]) -> bool:
+    """Whether forces of zero would be as good at the starts: the network has died, or learnt nothing."""
+    return sums["force_first"] >= 0.99 * sums["size_first"] > 0
 
 
 def validation_row(sums: dict[str, float], score: Score) -> dict[str, float | None]:
