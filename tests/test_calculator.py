@@ -179,3 +179,11 @@ def test_numbers_that_are_not_finite_are_no_result(model: Path) -> None:
     atoms.calc = Calculator(model)
     with pytest.raises(UserError, match="not finite for this structure: look for atoms on top of each other"):
         atoms.get_forces()
+
+
+@pytest.mark.parametrize("calculator", ["model", "analytic"])
+def test_a_structure_without_atoms_is_refused(calculator: str, model: Path) -> None:
+    atoms = Atoms(cell=[5.0] * 3, pbc=True)
+    atoms.calc = Calculator(model if calculator == "model" else LJ)
+    with pytest.raises(UserError, match="the structure has no atoms"):
+        atoms.get_potential_energy()

@@ -142,15 +142,46 @@ def test_a_run_in_the_place_of_an_output_is_left_alone(
         assert check(monkeypatch, tmp_path / "a.traj", "--json", tmp_path / "a.json") == 0
 
 
+COMMAND = [sys.executable, "-c", "from dyntrain.cli import main; main()"]
+
+
+@pytest.mark.parametrize("stdout", ["-", "/dev/stdout"])
+def test_json_on_stdout_has_it_for_itself(
+    stdout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write("a.traj", as_atoms(morse_run(20)))
+    assert check(monkeypatch, "a.traj", "--json", stdout) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)[0]["file"] == "a.traj"
+    assert "a.traj: usable" in err
+    assert os.listdir() == ["a.traj"]
+
+
+@pytest.mark.parametrize("arguments", [["check", "a.traj"], ["schema"]])
+def test_a_full_disk_behind_stdout_is_one_sentence(arguments: list[str], tmp_path: Path) -> None:
+    write(tmp_path / "a.traj", as_atoms(morse_run(10)))
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [*COMMAND, *arguments], cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, timeout=60
+        )
+    assert done.returncode == 2
+    last = done.stderr.decode().splitlines()[-1]
+    assert last == "dyntrain: cannot write to stdout (No space left on device); redirect it elsewhere"
+    assert b"Traceback" not in done.stderr and b"ignored" not in done.stderr
+
+
+def test_a_reader_that_has_had_enough_is_no_mistake() -> None:
+    read, written = os.pipe()
+    os.close(read)
+    with os.fdopen(written, "wb") as pipe:
+        done = subprocess.run([*COMMAND, "schema"], stdout=pipe, stderr=subprocess.PIPE, timeout=60)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
 def test_a_terminal_that_lacks_characters_ends_nothing(tmp_path: Path) -> None:
     write(tmp_path / "a.traj", as_atoms(morse_run(10)))
-    command = [
-        sys.executable,
-        "-c",
-        "from dyntrain.cli import main; main()",
-        "check",
-        str(tmp_path / "a.traj"),
-    ]
+    command = [*COMMAND, "check", str(tmp_path / "a.traj")]
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run(command, env=environment, capture_output=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, b"")

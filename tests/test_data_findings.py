@@ -155,6 +155,13 @@ def test_few_digits_are_told_and_kept(decimals: int, share: str) -> None:
     assert (list(found), report.usable) == (["few_digits"], True)
 
 
+def test_a_damaged_force_shows_among_rounded_positions() -> None:
+    forces = RUN.forces.copy()
+    forces[30, 1, 0] *= -1.0
+    _, found = told(changed(positions=np.round(RUN.positions, 5), velocities=None, forces=forces))
+    assert "the first frame 30" in found["odd_forces"].message
+
+
 def test_too_few_digits_are_refused_by_name() -> None:
     with pytest.raises(UserError, match="the likeliest cause: the positions have only 3 decimals"):
         usable_runs([to_trajectory(changed(positions=np.round(RUN.positions, 3), velocities=None))])
@@ -282,6 +289,57 @@ def test_small_strides_are_told(n: int, rebuilt: bool) -> None:
     report, found = told(strided)
     assert f"only one step in {n} of the run" in found["strided"].message
     assert (report.stride, report.usable) == (None, True)
+
+
+def with_noise(run: RawRun, share: float) -> RawRun:
+    """The run with forces of which this share (rms) is noise, other at each frame."""
+    noise = np.random.default_rng(3).normal(size=run.forces.shape)
+    return chosen(run, slice(None), forces=run.forces + share * np.sqrt((run.forces**2).mean()) * noise)
+
+
+@pytest.mark.parametrize("thermostat", ["nve", "nose-hoover", "berendsen", "csvr"])
+@pytest.mark.parametrize(("share", "severity"), [(0.02, "info"), (0.3, "warning")])
+def test_noise_of_the_forces_is_no_stride(thermostat: str, share: float, severity: str) -> None:
+    report, found = told(with_noise(ase_run(thermostat), share))
+    assert set(found) <= {"noisy_forces", "close_atoms", "thermostat"}
+    assert found["noisy_forces"].severity == severity
+    assert report.usable and report.ensemble in ("unknown", thermostat)
+    assert report.dt_fs_inferred == pytest.approx(0.5, rel=0.03)
+
+
+def test_noise_as_large_as_the_forces_is_the_cause_that_is_named() -> None:
+    with pytest.raises(UserError, match="the likeliest cause: the forces are noise for the most part"):
+        usable_runs([to_trajectory(with_noise(ase_run("nve"), 1.0))])
+
+
+@pytest.mark.parametrize("share", [0.003, 0.01, 0.03])
+def test_a_stride_is_told_through_the_noise_of_the_forces(share: float) -> None:
+    _, found = told(with_noise(chosen(ase_run("nve", 800), slice(None, None, 3), dt_fs=1.5), share))
+    assert "strided" in found and "noisy_forces" not in found
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_few_frames_leave_open_whether_steps_are_missing_or_forces_noisy(every: int) -> None:
+    few = chosen(ase_run("nve"), slice(0, 7 * every, every), dt_fs=0.5 * every)
+    _, found = told(few if every > 1 else with_noise(few, 0.01))
+    assert "steps are missing between the saved frames, or the forces are noisy" in (
+        found["strided_or_noisy"].message
+    )
+
+
+@pytest.mark.parametrize("thermostat", ["nve", "berendsen", "csvr"])
+def test_forces_of_the_neighbouring_frame_are_no_stride(thermostat: str) -> None:
+    run = ase_run(thermostat)
+    _, found = told(chosen(run, slice(None), forces=np.roll(run.forces, 1, axis=0)))
+    assert "forces_of_other_frames" in found and "strided" not in found
+
+
+@pytest.mark.shared
+def test_noise_of_the_forces_on_a_molecule_is_no_bath(shared_data: Path) -> None:
+    (run,) = read_trajectories(shared_data / "data" / "ch4_nvt_dft")
+    noise = np.random.default_rng(3).normal(size=run.forces.shape)
+    report, found = told(run.replace(forces=run.forces + 0.05 * np.sqrt((run.forces**2).mean()) * noise))
+    assert (report.ensemble, list(found)) == ("unknown", ["noisy_forces"])
 
 
 @pytest.mark.shared

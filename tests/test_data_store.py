@@ -60,6 +60,21 @@ def test_a_stress_is_kept(tmp_path: Path) -> None:
     assert np.array_equal(one.slice(5, 9).stress, stressed.stress[5:9])
 
 
+@pytest.mark.parametrize("tracked", [False, True])
+def test_many_runs_keep_their_order(tmp_path: Path, tracked: bool) -> None:
+    """By number, though HDF5 lists run_10 before run_2, or as the file tells that they were made."""
+    write_store([morse_trajectory(3 + k) for k in range(12)], tmp_path / "runs.h5")
+    if tracked:
+        with h5py.File(tmp_path / "runs.h5") as old, h5py.File(tmp_path / "new.h5", "w") as new:
+            for name in ("h5md", "observables", "parameters"):
+                old.copy(name, new)
+            particles = new.create_group("particles", track_order=True)
+            for k in reversed(range(12)):
+                old.copy(f"particles/run_{k}", particles)
+    found = [run.n_frames for run in read_runs(tmp_path / ("new.h5" if tracked else "runs.h5"))]
+    assert found == [3 + k for k in (reversed(range(12)) if tracked else range(12))]
+
+
 def test_the_arrays_are_views_of_the_file(tmp_path: Path) -> None:
     write_store([RUN], tmp_path / "run.h5")
     (run,) = open_store(tmp_path / "run.h5")

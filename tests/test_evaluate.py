@@ -271,6 +271,20 @@ def test_evaluate_says_when_the_runs_are_too_short(files: dict[str, Path]) -> No
     assert "the runs allow 27.5 fs, not the 500 fs asked for" in done.stdout
 
 
+def test_without_free_runs_their_speed_is_not_measured(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dyntrain.evaluate.result.measure_speed", lambda *_: pytest.fail("measured"))
+    page = tmp_path / "page.html"
+    words = ("--horizon", 10, "--starts", 3, "--free-runs", 0, "--json", "-", "--report", page)
+    done = run_evaluate(files["a"], files["run"], "--model", files["b"], *words)
+    assert done.exit_code == 0, done.output
+    assert [model["speed"] for model in json.loads(done.stdout)["models"]] == [None, None]
+    assert "roll-outs beside the held-out runs" in done.stderr
+    for text in (done.stderr, page.read_text(encoding="utf-8")):
+        assert "ns/day" not in text and "time for a step" not in text
+
+
 @pytest.mark.parametrize(
     ("paths", "names"),
     [

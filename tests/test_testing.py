@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from ase import Atoms
 from ase.build import molecule
 from torch import Tensor, nn
 
+from dyntrain.errors import UserError
 from dyntrain.models.analytic import Harmonic, LennardJones, Morse, pair_sum
 from dyntrain.neighbors import NeighborList, pair_vectors
 from dyntrain.potential import Conservative, EnergyModel, Potential, Prediction
@@ -325,6 +327,19 @@ class StrongWithoutGraph(_Wrong):
 
 
 # What these two find, an earlier check finds first; they must find it alone, too.
+
+
+@pytest.mark.parametrize(
+    ("potential", "state", "sentence"),
+    [
+        (Conservative(Morse()), molecule("H2"), r"expects a State, got Atoms; State\.from_ase\(atoms\)"),
+        (Morse(), hydrogen(), r"expects a Potential, got Morse; Conservative\(network\)"),
+        (molecule("H2"), hydrogen(), "expects a Potential, got Atoms"),
+    ],
+)
+def test_what_is_no_potential_and_no_state_is_refused(potential: Any, state: Any, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        check_potential(potential, state)
 
 
 def test_a_gradient_that_stops_in_a_roll_out_is_found() -> None:

@@ -247,8 +247,27 @@ def test_more_epochs_go_on(data: dict[str, list[str]], tmp_path: Path) -> None:
     [
         ({"seed": 1}, r"begun with other settings \(`seed` was 0, now 1\)"),
         ({"ema": 0.5}, r"begun with other settings \(`ema` was 0\.99, now 0\.5\)"),
-        ({"validation": {"n_starts": 2}}, r"begun with other settings \(`validation` was"),
-        ({"budget": {"evaluations": 7, "costs": {"rollout": 2}}}, r"other settings \(`budget` was"),
+        (
+            {"validation": {"n_starts": 2, "n_steps": 5, "batch_size": 2}},
+            r"other settings \(`validation\.n_starts` was 6, now 2\)",
+        ),
+        (
+            {"curriculum": {"stages": [{"segment_length": 2, "share": 1}], "epochs": 3}},
+            r"\(`curriculum\.stages` was \[\{'segment_length': 1, 'share': 1\.0\}, .*\], "
+            r"now \[\{'segment_length': 2, 'share': 1\.0\}\]\)",
+        ),
+        (
+            {"model": {"cutoff": 4.5, "settings": {"width": 8, "n_channels": 4}}},
+            r"\(`model\.cutoff` was 4\.0, now 4\.5; `model\.settings\.n_radial` was 4, now not there\)",
+        ),
+        (
+            {"seed": 1, "batch_size": 2, "noise": 0.1, "stride": 2, "ema": 0.5},
+            r"\(`seed` was 0, now 1; `batch_size` was 4, now 2; `noise` was 0\.0, now 0\.1; and 2 more\)",
+        ),
+        (
+            {"budget": {"evaluations": 7, "costs": {"rollout": 1.2}}},
+            r"other settings \(`budget\.evaluations` was 120\.0, now 7\.0\)",
+        ),
     ],
 )
 def test_other_settings_in_the_same_output_are_refused(

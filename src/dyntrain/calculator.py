@@ -42,9 +42,9 @@ class Calculator(AseCalculator):
         skin: of the neighbour list, Å.
 
     Raises:
-        UserError: the file holds no model of ours, there is no such device, the structure has an element
-            the model does not know, a stress is asked for where not all directions are periodic, or what
-            the model gives is not finite.
+        UserError: the file holds no model of ours, there is no such device, the structure has no atoms or
+            an element the model does not know, a stress is asked for where not all directions are periodic,
+            or what the model gives is not finite.
     """
 
     implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012 (ASE's own)
@@ -72,6 +72,8 @@ class Calculator(AseCalculator):
     ) -> None:
         """Called by ASE when something has changed since the last call."""
         super().calculate(atoms, properties, system_changes)
+        if not self.atoms:
+            raise UserError("the structure has no atoms: energy and forces of nothing are not defined")
         state = State.from_ase(self.atoms).to(self._device)
         with torch.no_grad():
             neighbors = self.neighbors(state)

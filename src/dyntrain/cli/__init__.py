@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import typer
 
@@ -31,13 +34,49 @@ for command in (demo, train, improve, compare, check, convert, evaluate, md, exp
     app.command()(command)
 
 
+class _Stdout(io.TextIOWrapper):
+    """Standard output: what cannot be written (a full disk) ends the command in one sentence."""
+
+    def write(self, text: str) -> int:
+        with self._told():
+            return super().write(text)
+
+    def flush(self) -> None:
+        with self._told():
+            super().flush()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())  # for what still waits here
+            if isinstance(error, BrokenPipeError):  # the reader has had enough: no mistake
+                raise
+            raise UserError(f"cannot write to stdout ({error.strerror}); redirect it elsewhere") from error
+
+
 def main() -> None:
     """Run the command line; a user's mistake is one sentence on stderr and exit code 2."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # no terminal that lacks an Å ends hours of work
+    # No terminal that lacks an Å ends hours of work.
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr.reconfigure(errors="replace")
+    if type(stdout := sys.stdout) is io.TextIOWrapper:
+        sys.stdout = _Stdout(
+            stdout.buffer,
+            stdout.encoding,
+            "replace",
+            line_buffering=stdout.line_buffering,
+            write_through=stdout.write_through,
+        )
     try:
-        app()
+        try:
+            app()
+        finally:
+            if sys.stdout is not None:  # closed by the shell
+                sys.stdout.flush()
     except UserError as mistake:
         print(f"dyntrain: {mistake}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:
+        sys.exit(1)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dyntrain.cli.outputs import check_outputs
+from dyntrain.cli.outputs import check_outputs, console_beside, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +21,9 @@ def check(
     dt: Annotated[
         float | None, typer.Option(help="Time between frames in fs, where the files do not say it.")
     ] = None,
-    json: Annotated[Path | None, typer.Option(help="Also write the reports to this file.")] = None,
+    json: Annotated[
+        Path | None, typer.Option(help="Also write the reports to this file; - for stdout.")
+    ] = None,
     keys: Annotated[
         Path | None,
         typer.Option(help="YAML with the names of keys and their units, as under `keys` in a config."),
@@ -31,15 +33,13 @@ def check(
     ] = None,
 ) -> None:
     """Tell whether reference runs can be used for dynamic training, and what is odd about them."""
-    from rich.console import Console
-
     from dyntrain.data.diagnose import compared, diagnose, refused
     from dyntrain.data.keys import AUTOMATIC, read_keys
     from dyntrain.data.readers import expand_paths, read_runs
     from dyntrain.errors import UserError
 
     check_outputs(json, report)
-    console = Console()
+    console = console_beside(json)
     mapping = AUTOMATIC if keys is None else read_keys(keys)
     runs: list[Trajectory] = []
     reports: list[RunReport] = []
@@ -58,7 +58,7 @@ def check(
     for before, after in zip(alone, reports, strict=True):
         _show_findings(after.findings[len(before.findings) :], console, f"{before.file}: ")
     if json is not None:
-        _write(reports, json)
+        write_json(json, [known.to_json() for known in reports])
     if report is not None:
         _write_page(runs, reports, report)
     errors = [f for known in reports for f in known.findings if f.severity == "error"]
@@ -152,12 +152,3 @@ def _write_page(runs: list[Trajectory], reports: list[RunReport], path: Path) ->
     measured = iter(runs)
     profiles = [make_profile(next(measured), r) if r.n_frames is not None else None for r in reports]
     write_check_page(path, [CheckedRun(_rows(r), r, p) for r, p in zip(reports, profiles, strict=True)])
-
-
-def _write(reports: list[RunReport], path: Path) -> None:
-    import json
-
-    from dyntrain.atomic import write_text
-
-    text = json.dumps([report.to_json() for report in reports], indent=2, ensure_ascii=False, allow_nan=False)
-    write_text(path, text + "\n")

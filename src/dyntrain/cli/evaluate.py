@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from dyntrain.cli.console import task_bars
-from dyntrain.cli.outputs import check_outputs
+from dyntrain.cli.outputs import check_outputs, console_beside, write_json
 
 if TYPE_CHECKING:
     from dyntrain.data.trajectory import Trajectory
@@ -59,7 +59,7 @@ def evaluate(
         ),
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Write the page (HTML) to this file.")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write all numbers to this file.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write all numbers to this file; - for stdout.")] = None,
     horizon: Annotated[float, typer.Option(help="Follow the recorded run for so many fs.")] = 150.0,
     starts: Annotated[int, typer.Option(help="Roll-outs, each from another recorded frame.", min=1)] = 16,
     free_runs: Annotated[int, typer.Option(help="Free NVE runs; 0 for none.", min=0)] = 8,
@@ -160,12 +160,10 @@ def _show_and_write(
     json: Path | None,
     provenance: Mapping[str, str],
 ) -> None:
-    from rich.console import Console
-
-    console = Console()
+    console = console_beside(json)
     print_results(results, verdict, console)
     if json is not None:
-        _write_json(json, results, verdict, runs)
+        write_json(json, _record(results, verdict, runs))
         console.print(f"numbers: {json}", highlight=False, soft_wrap=True)
     if report is not None:
         from dyntrain.report import write_report
@@ -218,17 +216,14 @@ def print_results(results: Sequence[ModelResult], verdict: Verdict, console: Any
         console.print(f"  {reason}", highlight=False, soft_wrap=True)
 
 
-def _write_json(
-    path: Path, results: Sequence[ModelResult], verdict: Verdict, runs: Sequence[Trajectory]
-) -> None:
+def _record(results: Sequence[ModelResult], verdict: Verdict, runs: Sequence[Trajectory]) -> dict[str, Any]:
+    """All numbers as plain values for JSON."""
     import dataclasses
-    import json
 
     from dyntrain import __version__
-    from dyntrain.atomic import write_text
     from dyntrain.evaluate import usable
 
-    record = {
+    return {
         "dyntrain": __version__,
         "verdict": {
             "winner": verdict.winner,
@@ -245,7 +240,6 @@ def _write_json(
         ],
         "models": [result.to_dict() for result in results],
     }
-    write_text(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
 def _provenance(

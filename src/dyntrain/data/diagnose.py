@@ -91,7 +91,10 @@ def diagnose(trajectory: Trajectory) -> RunReport:
 def _diagnose(run: Trajectory) -> RunReport:
     held = find_held(run)
     motion, fit = measure(run, held), _fit(run, held)
-    ensemble: Ensemble = guess_ensemble(motion, barostat=held.strained) if motion else "unknown"
+    ensemble: Ensemble = "unknown"
+    if motion:
+        noisy = fit is not None and fit.noisy
+        ensemble = guess_ensemble(motion, barostat=held.strained, noisy_forces=noisy)
     energies = energy_force_match(run)
     report = _report(run, held, motion, fit, ensemble, energies)
     measured = Measured(run, report, held, motion, fit)

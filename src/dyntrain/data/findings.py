@@ -8,11 +8,11 @@ from functools import cached_property
 
 import numpy as np
 
-from dyntrain.data.causes import lag_of_forces, lattice_jumps, position_digits, rounding_share
+from dyntrain.data.causes import lag_of_forces, lattice_jumps, odd_forces, position_digits, rounding_share
 from dyntrain.data.constraints import Held
 from dyntrain.data.masses import SPARSE_LEFT, WrongMass, find_wrong_masses
 from dyntrain.data.motion import DtFit
-from dyntrain.data.run_report import Finding, RunReport, finding
+from dyntrain.data.run_report import Finding, RunReport, Severity, finding
 from dyntrain.data.small_steps import with_small_steps
 from dyntrain.data.spectrum import STABLE_SHARE
 from dyntrain.data.stride import estimate_stride
@@ -28,6 +28,9 @@ _UNEXPLAINED = 1e-3
 _ROUNDING_SHARE = 0.3
 # A bath that takes this share of the velocities away at each step is told of: its noise hides the forces.
 _STRONG_FRICTION = 0.4
+# Noise of the forces above this share of the motion needs a look.
+_NOISY = 0.05
+_CONVERGE = "converge the electrons of each frame more tightly, or check where the forces come from"
 _NOISE = "noise on the atoms one by one (Langevin, Andersen)"
 
 
@@ -59,7 +62,7 @@ class Measured:
         """Masses that the motion contradicts; of frames far apart only where they explain nearly all."""
         if self.report.ensemble == "langevin":
             return ()
-        sparse = self.fit is not None and self.fit.strided
+        sparse = self.fit is not None and self.fit.smoothed and not self.fit.noisy
         return find_wrong_masses(self.run, self.held, *([SPARSE_LEFT] if sparse else []))
 
 
@@ -119,6 +122,8 @@ def _likeliest_cause(m: Measured) -> tuple[str, str]:
             "those of other frames or of another unit",
             "check the forces",
         )
+    if m.fit and m.fit.noisy:
+        return "the forces are noise for the most part, other at each frame", _CONVERGE
     if m.report.stride != 1 and noise_between_frames(run):
         limit = f" (below {STABLE_SHARE * period / math.pi:.2g} fs apart)" if period else ""
         return (
@@ -198,14 +203,39 @@ def _about_rest(m: Measured, motion: Motion) -> list[Finding]:
                 mend="write more digits where you can",
             )
         )
-    if not found and m.report.ensemble == "unknown" and not m.report.barostat:
+        if (odd := odd_forces(m.run, m.held, digits[1])).size:
+            what = f"the forces of {odd.size} frame(s) do not fit the motion, the first frame {odd[0]}"
+            taught = "they are taught as they are"
+            found.append(finding("odd_forces", "warning", "very likely", what, training=taught))
+    return found or _about_unknown(m, motion)
+
+
+def _about_unknown(m: Measured, motion: Motion) -> list[Finding]:
+    """Noise of the forces, which shows in the motion, or a reason that is not known."""
+    if m.fit and m.fit.noisy:
+        share = motion.residual_after_friction
+        severity: Severity = "warning" if share > _NOISY else "info"
+        what = (
+            "the forces are noisy: an error that each frame's have of their own leaves "
+            f"{share:.1e} of the motion unexplained"
+        )
+        kept = "a network learns their mean at best, and kicks carry the noise into roll-outs"
+        return [finding("noisy_forces", severity, "very likely", what, training=kept, mend=_CONVERGE)]
+    kept = "it is recorded as kicks and applied wherever a roll-out is compared with the run"
+    if m.fit and m.fit.smoothed and not m.fit.unstrided:
+        what = (
+            "steps are missing between the saved frames, or the forces are noisy: their means over "
+            "neighbouring frames explain more of the motion than each frame's own, which leave "
+            f"{motion.residual_after_friction:.1e} of it"
+        )
+        return [finding("strided_or_noisy", "info", "a guess", what, training=kept)]
+    if m.report.ensemble == "unknown" and not m.report.barostat:
         what = (
             f"forces leave {motion.residual_after_friction:.1e} of the motion unexplained for a reason that "
             "is not recognised (an unusual thermostat, loosely converged forces)"
         )
-        kept = "it is recorded as kicks and applied wherever a roll-out is compared with the run"
-        found.append(finding("unknown_ensemble", "info", "a guess", what, training=kept))
-    return found
+        return [finding("unknown_ensemble", "info", "a guess", what, training=kept)]
+    return []
 
 
 def _about_masses(m: Measured) -> list[Finding]:
@@ -334,7 +364,9 @@ def _about_holding(m: Measured) -> list[Finding]:
         what = f"{len(held.rigid)} distances are rigid (bond constraints as SHAKE's; first a {i}-{j})"
         kept = "kicks hold them on the recorded path; a network's error stretches them, free MD needs its own"
         found.append(finding("rigid_bonds", "info", "very likely", what, training=kept))
-    if held.centred and m.motion is not None and (net := _removed_net_force(run, m.motion.frames)):
+    noisy = m.fit is not None and m.fit.noisy  # noise moves nothing either, summed up over the atoms
+    net = _removed_net_force(run, m.motion.frames) if held.centred and m.motion and not noisy else None
+    if net:
         what = (
             f"centre-of-mass motion is taken out at each step: forces sum up to {net:.2g} eV/Å without effect"
         )

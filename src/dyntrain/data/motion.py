@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,6 +11,8 @@ from dyntrain.data.trajectory import FloatArray, IntArray
 
 # Reading the stride off the two-term fit: (1 − 1/n²)/12 is 0 for every frame saved, 0.0625 for every second.
 _CURVATURE_STRIDED = 0.03
+# Noisy forces explain most as a mean over three frames, 1 + δ²/3; no stride comes near that third.
+_CURVATURE_NOISY = 0.2
 # A frame whose misfit is this many times the median is left out of the fits (resets, jumps).
 _OUTLIER = 10.0
 # A full strain has 9 numbers a frame: of fewer atoms than this it would explain too much, whatever they do.
@@ -28,6 +31,10 @@ class DtFit:
     curvature:   second coefficient over the first in δ²r = c₁ F/m + c₂ δ²F/m: (1 − 1/n²)/12 where every
                  n-th step of a velocity-Verlet run was saved, 0 where all were.
     curvature_error: its standard error.
+    smoothed:    whether forces explain more as means over neighbouring frames, as where steps are missing
+                 between these or where the forces are noisy.
+    noisy:       whether what the forces leave of the motion is mostly an error that each frame's have of
+                 their own.
     """
 
     dt: float
@@ -36,11 +43,14 @@ class DtFit:
     error: float
     curvature: float
     curvature_error: float
+    smoothed: bool
+    noisy: bool
 
     @property
     def strided(self) -> bool:
         """Whether frames are clearly missing between the given ones."""
-        return self.curvature - 3 * self.curvature_error > _CURVATURE_STRIDED
+        clear = self.curvature - 3 * self.curvature_error > _CURVATURE_STRIDED
+        return self.smoothed and clear and not self.noisy
 
     @property
     def unstrided(self) -> bool:
@@ -155,35 +165,82 @@ def fit_sides(left: FloatArray, right: FloatArray, bend: FloatArray) -> DtFit:
     left, right, bend = (x.reshape(x.shape[0], -1) for x in (left, right, bend))
     size = np.einsum("kj,kj->k", right, right)
     if not (size > 0).any() or not left.any():
-        return DtFit(np.nan, 0.0, np.inf, np.inf, 0.0, np.inf)
+        return DtFit(np.nan, 0.0, np.inf, np.inf, 0.0, np.inf, False, False)
     # Start from the median over frames, so that a few jumps cannot pull the fit, then leave those out.
     squared_dt = np.median(np.einsum("kj,kj->k", left, right)[size > 0] / size[size > 0])
     misfit = np.linalg.norm(left - squared_dt * right, axis=1)
     kept = misfit <= _OUTLIER * np.median(misfit)
+    whole = left, right, bend, kept
     left, right, bend = left[kept], right[kept], bend[kept]
     squared_dt = (left * right).sum() / (right * right).sum()
-    curvature, bend_error, both = _two_term(left.ravel(), right.ravel(), bend.ravel())
     fitted = squared_dt * right
     residual = _residual(left, fitted)
-    if curvature - 3 * bend_error > _CURVATURE_STRIDED and both[0] > 0:
-        squared_dt, fitted = both[0], both[0] * right + both[1] * bend
+    terms = np.stack([right.ravel(), bend.ravel()], axis=1)
+    found, noisy = _two_terms(left.ravel(), terms, terms), False
+    smoothed = bool(found.is_above(_CURVATURE_STRIDED) and found.terms[0] > 0)
+    if smoothed:
+        apart = _by_other_frames(*whole)
+        noise_shows = found.is_above(_CURVATURE_NOISY) or apart.is_below(_CURVATURE_STRIDED)
+        noisy = noise_shows and _noise_share(left, right, bend, float(apart.terms[0])) > 0.5
+        squared_dt, fitted = found.terms[0], (terms @ found.terms).reshape(left.shape)
+        found = apart
     dt = float(np.sqrt(squared_dt)) if squared_dt > 0 else np.nan
     correlation = cosine(left, fitted) * (1.0 if squared_dt > 0 else -1.0)
     spread = np.sqrt(((left - fitted) ** 2).sum() / (left.size * (right * right).sum()))
-    return DtFit(dt, correlation, residual, float(0.5 * spread / abs(squared_dt)), curvature, bend_error)
+    error = float(0.5 * spread / abs(squared_dt))
+    return DtFit(dt, correlation, residual, error, found.curvature, found.error, smoothed, noisy)
 
 
-def _two_term(left: FloatArray, right: FloatArray, bend: FloatArray) -> tuple[float, float, FloatArray]:
-    """c₂/c₁, its standard error, and [c₁, c₂] of left = c₁ right + c₂ bend."""
-    design = np.stack([right, bend], axis=1)
-    normal = design.T @ design
-    scale = normal[0, 0] * normal[1, 1]
-    if left.size < 4 or not scale > 0 or np.linalg.det(normal) < 1e-12 * scale:
-        return 0.0, np.inf, np.array([0.0, 0.0])
-    both = np.asarray(np.linalg.solve(normal, design.T @ left), dtype=np.float64)
-    misfit = left - design @ both
-    error = np.sqrt(np.linalg.inv(normal)[1, 1] * (misfit @ misfit) / (left.size - 2))
-    return float(both[1] / both[0]), float(error / abs(both[0])), both
+def _noise_share(left: FloatArray, right: FloatArray, bend: FloatArray, squared_dt: float) -> float:
+    """How much of the misfit's square is noise ε of the forces, −dt² ε in the misfit and δ²ε in δ²F."""
+    misfit = left - squared_dt * right
+    return float(squared_dt * (misfit * bend).sum() / (2 * (misfit * misfit).sum()))
+
+
+class _TwoTerms(NamedTuple):
+    """c₂/c₁ with its standard error, and c₁, c₂ [2]."""
+
+    curvature: float
+    error: float
+    terms: FloatArray
+
+    def is_above(self, limit: float) -> bool:
+        return self.curvature - 3 * self.error > limit
+
+    def is_below(self, limit: float) -> bool:
+        return self.curvature + 3 * self.error < limit
+
+
+def _two_terms(left: FloatArray, terms: FloatArray, instruments: FloatArray) -> _TwoTerms:
+    """The c of left = terms @ c whose misfit does not correlate with the instruments.
+
+    With the terms themselves as instruments this is least squares, which an error of the terms biases;
+    instruments with other errors do not (method of instrumental variables).
+
+    Args:
+        left: [n].
+        terms, instruments: [n, 2].
+    """
+    normal = instruments.T @ terms
+    if left.size < 4 or not abs(np.linalg.det(normal)) > 1e-12 * abs(normal[0, 0] * normal[1, 1]):
+        return _TwoTerms(0.0, np.inf, np.zeros(2))
+    inverse = np.linalg.inv(normal)
+    both = np.asarray(inverse @ (instruments.T @ left), dtype=np.float64)
+    misfit = left - terms @ both
+    # Noise is of another size for each element (White's standard error).
+    spread = inverse @ (instruments.T * misfit**2 @ instruments) @ inverse.T * left.size / (left.size - 2)
+    return _TwoTerms(float(both[1] / both[0]), float(np.sqrt(spread[1, 1]) / abs(both[0])), both)
+
+
+def _by_other_frames(left: FloatArray, right: FloatArray, bend: FloatArray, kept: np.ndarray) -> _TwoTerms:
+    """The two-term fit by the forces two and three frames away, which share no error with F and δ²F."""
+    inner, kept = slice(3, -3), kept[3:-3]
+    near, far = right[1:-5] + right[5:-1], right[:-6] + right[6:]
+    terms, instruments = (
+        np.stack([x[kept].ravel(), y[kept].ravel()], axis=1)
+        for x, y in ((right[inner], bend[inner]), (near, far))
+    )
+    return _two_terms(left[inner][kept].ravel(), terms, instruments)
 
 
 def _residual(left: FloatArray, fitted: FloatArray) -> float:

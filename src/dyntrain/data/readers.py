@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import glob
 import os
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from dyntrain.data.formats.frames import restated_masses
 from dyntrain.data.formats.h5md import read_h5md
 from dyntrain.data.formats.table import RUN_SUFFIXES, find_format, is_run
 from dyntrain.data.keys import AUTOMATIC, KeyMap
+from dyntrain.data.natural_order import natural_order
 from dyntrain.data.raw import RawRun, to_trajectory
 from dyntrain.data.store import is_store, open_store
 from dyntrain.data.trajectory import Trajectory
@@ -109,7 +109,7 @@ def _expand(path: str) -> list[Path]:
     if glob.has_magic(path):
         found = [Path(name) for name in glob.glob(str(expanded), recursive=True)]
         if files := [file for file in found if file.is_file() or is_deepmd(file)]:
-            return sorted(files, key=_natural)
+            return sorted(files, key=natural_order)
         raise UserError(f"No file matches {path}.")
     raise UserError(f"There is no file {path}.")
 
@@ -124,9 +124,4 @@ def _runs_in(folder: Path, path: str) -> list[Path]:
             f"The folder {path} holds no runs ({', '.join('*' + s for s in RUN_SUFFIXES)}, or those of VASP, "
             "CP2K, Quantum ESPRESSO, FHI-aims, DeePMD by their names); name the files."
         )
-    return sorted(names, key=_natural)
-
-
-def _natural(file: Path) -> list[tuple[int, int | str]]:
-    """Sort run_2 before run_10."""
-    return [(0, int(p)) if p.isdigit() else (1, p) for p in re.split(r"(\d+)", str(file)) if p]
+    return sorted(names, key=natural_order)

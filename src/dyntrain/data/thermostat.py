@@ -125,7 +125,7 @@ def _bath(
     return Bath(friction, noise, share, factor, error)
 
 
-def guess_ensemble(motion: Motion, *, barostat: bool = False) -> Ensemble:
+def guess_ensemble(motion: Motion, *, barostat: bool = False, noisy_forces: bool = False) -> Ensemble:
     """Name what acted beside the forces, from how it moves in time; "unknown" unless that is clear.
 
     One friction a frame explains Nosé–Hoover, Berendsen, CSVR and velocity rescaling alike; its course
@@ -134,6 +134,7 @@ def guess_ensemble(motion: Motion, *, barostat: bool = False) -> Ensemble:
 
     Args:
         barostat: whether the cell changes.
+        noisy_forces: whether the noise lies in the forces, so that it tells of no bath.
     """
     explained = motion.residual_after_friction
     friction_helps = motion.residual_held > 1e-6 and explained < 0.05 * motion.residual_held
@@ -143,7 +144,8 @@ def guess_ensemble(motion: Motion, *, barostat: bool = False) -> Ensemble:
         conserved = motion.rms_residual < 10 * _EXACT and (motion.residual < _EXACT or not barostat)
         return "nve" if conserved else "unknown"
     if not (explained < _EXACT or friction_helps):
-        return "langevin" if motion.bath.forces_act and is_white_noise(motion) else "unknown"
+        bath_acts = not noisy_forces and motion.bath.forces_act and is_white_noise(motion)
+        return "langevin" if bath_acts else "unknown"
     if motion.friction.size < 20:
         return "unknown"
     return _kind_of_friction(motion.friction, motion.temperature)

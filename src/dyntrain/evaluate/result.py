@@ -19,6 +19,7 @@ from dyntrain.evaluate.settings import EvaluationSettings
 from dyntrain.evaluate.speed import Speed, measure_speed
 from dyntrain.evaluate.starts import Progress, pick_starts
 from dyntrain.potential import Potential
+from dyntrain.state import State
 
 Tell = Callable[[str, int, int], None]
 """Called with (what is done, steps done, steps in all)."""
@@ -79,7 +80,7 @@ def evaluate_models(
     """Measure models on held-out runs, all from the same starts.
 
     Roll-outs against the recording; free runs from its frames until they fail; with a reference the audit of
-    the structures the free runs visit; distributions and spectra; and speed, in turns.
+    the structures the free runs visit; distributions and spectra of the free runs, and their speed, in turns.
 
     Args:
         potentials: name → model, on its device; the first is the control that factors are given against.
@@ -94,6 +95,8 @@ def evaluate_models(
     settings = settings if settings is not None else EvaluationSettings()
     evaluation = _Evaluation(trajectories, settings, reference, progress)
     results = [evaluation.measure(name, potential) for name, potential in potentials.items()]
+    if evaluation.starts is None:
+        return results
     speeds = measure_speed(list(potentials.values()), evaluation.starts, trajectories[0].dt)
     return [dataclasses.replace(result, speed=speed) for result, speed in zip(results, speeds, strict=True)]
 
@@ -112,12 +115,12 @@ class _Evaluation:
         self._reference = reference
         self._agreement = check_reference(reference, trajectories) if reference else float("nan")
         self._criterion: FailureCriterion | None = None
+        self.starts: State | None = None  # of the free runs, whose speed is measured as well
         if settings.n_free_runs:
             self._criterion = criterion_for(trajectories, settings.failure)
-        # Without free runs, the batch of the roll-outs is what speed is measured on.
-        self.starts = pick_starts(trajectories, settings.n_free_runs or settings.n_starts, settings.seed)
-        if settings.free_temperature_K is not None:
-            self.starts = draw_starts(self.starts, settings.free_temperature_K, settings.seed)
+            self.starts = pick_starts(trajectories, settings.n_free_runs, settings.seed)
+            if settings.free_temperature_K is not None:
+                self.starts = draw_starts(self.starts, settings.free_temperature_K, settings.seed)
 
     def _telling(self, what: str) -> Progress | None:
         return None if self._tell is None else functools.partial(self._tell, what)
@@ -132,7 +135,7 @@ class _Evaluation:
             seed=settings.seed,
             progress=self._telling(f"{name}: roll-outs"),
         )
-        if self._criterion is None:
+        if self._criterion is None or self.starts is None:
             return ModelResult(name, against, conservative=potential.conservative)
         free = free_runs(
             potential,

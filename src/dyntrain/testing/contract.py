@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dyntrain.errors import UserError
 from dyntrain.potential import Potential
 from dyntrain.state import State
 from dyntrain.testing.agreement import Tolerances
@@ -59,7 +60,17 @@ def check_potential(
 
     Raises:
         AssertionError: one sentence that names the check, what differs and by how much.
+        UserError: what came is no ``Potential`` or no ``State``.
     """
+    if not isinstance(potential, Potential):
+        raise UserError(
+            f"check_potential expects a Potential, got {type(potential).__name__}; Conservative(network) or "
+            "dyntrain.potential_from makes one"
+        )
+    if not isinstance(state, State):
+        raise UserError(
+            f"check_potential expects a State, got {type(state).__name__}; State.from_ase(atoms) makes one"
+        )
     tolerances = tolerances or Tolerances.of(potential)
     check_input_untouched(potential, state)
     check_output(potential, state)

@@ -32,6 +32,9 @@ _MAY_CHANGE = {
 """Keys that a resumed run may give differently: budget, data, dt and keys are compared by what comes out."""
 
 
+_MOST_SHOWN = 3
+
+
 class Earlier(NamedTuple):
     """What lies in the folder: budget (None: to be measured), progress and tensors (None: nothing begun)."""
 
@@ -142,9 +145,22 @@ _WAYS_OUT = ": give the same to go on, or another output to begin anew"
 
 
 def _differences(config: Config, before: Config) -> str:
-    """The first key that a resumed run may not change but did; empty where there is none."""
-    now, then = config.model_dump(), before.model_dump()
-    changed = [key for key in now if key not in _MAY_CHANGE and now[key] != then[key]]
-    if config.budget is not None and config.budget != before.budget:
-        changed.append("budget")
-    return f"`{changed[0]}` was {then[changed[0]]!r}, now {now[changed[0]]!r}" if changed else ""
+    """The keys that a resumed run may not change but did, with both values; empty where there are none."""
+    may_change = _MAY_CHANGE if config.budget is None else _MAY_CHANGE - {"budget"}
+    now, then = config.model_dump(exclude=may_change), before.model_dump(exclude=may_change)
+    changed = list(_changed(now, then, ()))
+    more = len(changed) - _MOST_SHOWN
+    return "; ".join(changed[:_MOST_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _changed(now: Any, then: Any, place: tuple[str, ...]) -> Iterator[str]:
+    """One sentence for each key that differs, section by section."""
+    if isinstance(now, dict) and isinstance(then, dict):
+        for key in now | then:
+            yield from _changed(now.get(key, _ABSENT), then.get(key, _ABSENT), (*place, key))
+    elif now != then:
+        was, became = ("not there" if value is _ABSENT else repr(value) for value in (then, now))
+        yield f"`{'.'.join(place)}` was {was}, now {became}"
+
+
+_ABSENT = object()

@@ -20,8 +20,13 @@ def start_processes(config: Config, devices: int, num_nodes: int) -> Fabric:
     """Launch ``devices`` processes on each of ``num_nodes`` machines, or join those that torchrun started.
 
     Raises:
-        UserError: a device that is not there.
+        UserError: what came is no Config, or a device that is not there.
     """
+    if not isinstance(config, Config):
+        raise UserError(
+            f"a Config is expected, got {type(config).__name__}; dyntrain.config.read_config reads one "
+            "from a YAML file"
+        )
     if torch.distributed.is_available() and torch.distributed.is_torchelastic_launched():
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
         num_nodes = int(os.environ["WORLD_SIZE"]) // devices

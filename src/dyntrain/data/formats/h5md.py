@@ -13,6 +13,7 @@ from ase.data import atomic_masses
 
 from dyntrain.data.formats.frames import one_cell
 from dyntrain.data.keys import KeyMap
+from dyntrain.data.natural_order import natural_order
 from dyntrain.data.raw import RawRun
 from dyntrain.data.timestamps import settle_time_stamps, stride_of
 from dyntrain.data.trajectory import FloatArray, IntArray
@@ -86,9 +87,11 @@ def read_boundary(box: h5py.Group, file: Path | str) -> np.ndarray:
 
 
 def run_names(h5: h5py.File, file: Path | str) -> list[str]:
-    """Names of the particle groups that have positions."""
+    """Names of the particle groups that have positions, in the order they were made in, else by number."""
     particles = member(h5, "particles", file)
-    names = [] if not isinstance(particles, h5py.Group) else list(particles)
+    names = list(particles) if isinstance(particles, h5py.Group) else []
+    if names and not particles.id.get_create_plist().get_link_creation_order():
+        names.sort(key=natural_order)
     found = [name for name in names if isinstance(member(h5, f"particles/{name}/position", file), h5py.Group)]
     if not found:
         raise UserError(f"{file} has no particles with positions (/particles/NAME/position/value).")
