@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator as AseCalculator
@@ -63,6 +64,16 @@ class Calculator(AseCalculator):
         self._device = tensors[0].device if tensors else torch.device("cpu")
         self.neighbors = VerletNeighbors(self.potential.cutoff, skin)
         keep_freed_memory()
+
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+        """What has changed of all that a potential sees; called by ASE three times a step of MD.
+
+        ASE's own comparison, of charges and magnetic moments too, would take a tenth of a small step.
+        """
+        if self.atoms is None:
+            return list(all_changes)
+        seen = {name: getattr(self.atoms, name) for name in ("positions", "numbers", "cell", "pbc")}
+        return [name for name, old in seen.items() if not np.array_equal(old, getattr(atoms, name))]
 
     def calculate(
         self,
