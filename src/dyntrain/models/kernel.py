@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MOST_THREADS = 4
+MOST_THREADS = 8
 """Up to which compiled loops, which run on one thread, are taken: PyTorch's operations use them all."""
 
 
