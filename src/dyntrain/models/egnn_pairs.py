@@ -59,15 +59,16 @@ def _tables(n_radial: int, dtype: torch.dtype, device: torch.device) -> _Tables:
 
 
 class Pairs:
-    """Pairs, all that depends on their vectors alone, and its gradient, which the two adjoints add to.
+    """Pairs, all that depends on their vectors alone, and its gradient: of messages first, then of densities.
 
-    Arrays by columns have the pairs last.
+    Arrays by columns have the pairs last; ``_bar`` is a gradient.
 
     inverse:      1/d [n_pairs, 1], 1/Å
     unit:         û [n_pairs, 3]
     monomials:    1, û, û ûᵀ, [13, n_pairs]
     basis:        [n_radial, n_pairs], over the square root of the mean number of neighbours
     basis_slopes: its derivative by the distance
+    basis_rows:   the basis as [n_pairs, n_radial]
     """
 
     def __init__(self, network: EGNN, columns: Tensor, state: State, neighbors: NeighborList) -> None:
