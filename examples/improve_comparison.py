@@ -6,6 +6,8 @@ Every arm starts from the same one-step model and takes the same number of furth
     ordinary AIMD    as many new frames of ordinary AIMD, as warm as what the others explore
     single frames    as many single structures of the model's own free runs, at random times, in rounds
     improve          `dyntrain improve`: segments on the model's own free runs, half before failures
+    committee        the same, the others not at random times but where two further networks disagree (whose
+                     training comes on top, half as many evaluations again)
 
 and is measured alike: force error beside a held-out run, force error against the reference on its own free
 runs from held-out frames (the audit), and how many free runs fail. Writes results.json and prints the
@@ -50,7 +52,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
 _PIECE = 32
 """Frames of a piece of recorded training runs: enough to see the fastest vibration in."""
 
-ARMS = ("start", "old frames", "ordinary AIMD", "single frames", "improve")
+ARMS = ("start", "old frames", "ordinary AIMD", "single frames", "improve", "committee")
+_MEMBERS = {"improve": 0, "committee": 2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,8 +190,8 @@ class Comparison:
         """The model of an arm, trained if it is not there yet."""
         if arm == "start":
             return self._trained(arm, self.train, None, self.sizes.start_evaluations)
-        if arm == "improve":
-            return self._improved()
+        if arm in _MEMBERS:
+            return self._improved(arm)
         start = self.model("start")
         budget = self.sizes.n_rounds * self.sizes.round_evaluations
         if arm == "old frames":
@@ -209,8 +212,7 @@ class Comparison:
             "model": NETWORKS[self.sizes.network],
             "batch_size": self.sizes.batch_size,
             "start_from": None if start is None else str(start),
-            # One rate for starts and what follows; docs/research-frames.md has its figures with it.
-            "curriculum": {"stages": [{"segment_length": 1, "share": 1}], "epochs": 5, "lr": 3e-3},
+            "curriculum": {"stages": [{"segment_length": 1, "share": 1}], "epochs": 5},
             "validation": {"n_starts": 16, "n_steps": min(40, self.sizes.held_out_steps // 6)},
             "budget": {"evaluations": evaluations, "costs": {"rollout": 1.0}},
         }
@@ -218,9 +220,9 @@ class Comparison:
     def _trained(self, name: str, data: list[Path], start: Path | None, evaluations: float) -> Path:
         return train(parse_config(self._config(name, data, start, evaluations))).model
 
-    def _improved(self) -> Path:
+    def _improved(self, arm: str) -> Path:
         sizes, system = self.sizes, self.system
-        values = self._config("improve", self.train, self.model("start"), sizes.round_evaluations)
+        values = self._config(arm, self.train, self.model("start"), sizes.round_evaluations)
         tight_binding = system.method.endswith("xTB")
         values["improve"] = {
             "reference": "tblite" if tight_binding else system.method,
@@ -231,6 +233,7 @@ class Comparison:
             "segments": sizes.segments,
             "segment_length": sizes.segment_length,
             "temperature": sizes.drawn_K,
+            "committee": _MEMBERS[arm],
             "n_runs": min(8, sizes.n_audited, sizes.n_runs),
         }
         return improve(parse_config(values), Quiet()).model

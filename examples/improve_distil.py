@@ -79,7 +79,7 @@ class Distillation(Comparison):
         if arm == RUNS:
             data = [self._runs_of_big(teaching.n_frames)]
             return self._taught(arm, data, self.model("start"), teaching.further_evaluations)
-        return self._improved()
+        return self._improved(arm)
 
     def _settings(
         self, name: str, data: list[Path], start: Path | None, evaluations: float
@@ -90,14 +90,12 @@ class Distillation(Comparison):
     def _taught(self, name: str, data: list[Path], start: Path | None, evaluations: float) -> Path:
         return train(parse_config(self._settings(name, data, start, evaluations))).model
 
-    def _improved(self) -> Path:
+    def _improved(self, arm: str) -> Path:
         teaching, sizes = self.teaching, self.sizes
         calls = teaching.n_frames // 2
         length = sizes.segment_length
         data = [self._runs_of_big(teaching.n_frames - calls)]
-        values = self._settings(
-            IMPROVE, data, self.model("start"), teaching.further_evaluations / sizes.n_rounds
-        )
+        values = self._settings(arm, data, self.model("start"), teaching.further_evaluations / sizes.n_rounds)
         values["improve"] = {
             "reference": str(self.model(BIG)),
             "calls": calls,

@@ -30,7 +30,7 @@ from dyntrain.config import parse_config
 from dyntrain.data.readers import read_trajectories
 from dyntrain.errors import UserError
 from dyntrain.improve import Improved, RoundResult, improve, task
-from dyntrain.improve.explore import AT_RANDOM
+from dyntrain.improve.explore import AT_RANDOM, BEFORE_FAILURE, IN_DOUBT
 from dyntrain.improve.worker import work
 from dyntrain.models.files import read_record
 from dyntrain.training import Silent
@@ -197,6 +197,31 @@ def test_rounds_train_on_from_the_last_weights_with_all_segments(whole: Improved
     assert [Path(f).name for f in config["data"]["train"]] == ["train.h5", "segments.h5", "segments.h5"]
     assert config["start_from"].endswith("round_01/training/model.pt")
     assert whole.model.parent.parent.name == "round_02"
+
+
+def test_a_committee_begins_segments_where_it_disagrees(data: dict[str, list[str]], tmp_path: Path) -> None:
+    observer = Told()
+    found = run(data, tmp_path / "out", observer, improve={"committee": 2})
+    folder = folder_of(found)
+    assert observer.said.count("training round 1, committee 1 of 2") == 1
+    assert not (folder / "round_02" / "committee_1").exists()  # nobody asks the members of the last round
+    places = record_of(found)["rounds"][1]["places"]
+    assert {place["why"] for place in places} <= {BEFORE_FAILURE, IN_DOUBT}
+    assert "3 networks lie" in places[-1]["told"] and places[-1]["told"] in found.page.read_text()
+    configs = {
+        name: yaml.safe_load((folder / name / "config.yaml").read_text())
+        for name in (
+            "round_00/training",
+            "round_00/committee_1",
+            "round_00/committee_2",
+            "round_01/committee_1",
+        )
+    }
+    assert len({configs[name]["seed"] for name in list(configs)[:3]}) == 3
+    assert configs["round_00/committee_1"]["start_from"] is None
+    assert configs["round_00/committee_1"]["budget"]["evaluations"] == 150
+    assert configs["round_01/committee_1"]["start_from"].endswith("round_00/committee_1/model.pt")
+    assert len(configs["round_01/committee_1"]["data"]["train"]) == 2
 
 
 # --- interruptions ------------------------------------------------------------------------------------------

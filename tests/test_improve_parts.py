@@ -19,12 +19,23 @@ from dyntrain.config import ImproveConfig, parse_config
 from dyntrain.data.readers import read_trajectories
 from dyntrain.errors import UserError
 from dyntrain.evaluate import FailureCriterion, FreeRuns
+from dyntrain.evaluate.free import Motion
 from dyntrain.improve import RoundResult, improve, task, worker
-from dyntrain.improve.explore import AT_RANDOM, BEFORE_FAILURE, LEAD_FS, choose_places, free_starts
+from dyntrain.improve.committee import Doubt, disagreement
+from dyntrain.improve.explore import (
+    AT_RANDOM,
+    BEFORE_FAILURE,
+    IN_DOUBT,
+    LEAD_FS,
+    choose_places,
+    free_starts,
+)
 from dyntrain.improve.reference import Reference, ReferencePotential, check_same_method
 from dyntrain.improve.task import Task, carry_out, outcomes, write_task
+from dyntrain.models.analytic import LennardJones
 from dyntrain.models.egnn import EGNN
 from dyntrain.models.files import save_model
+from dyntrain.neighbors import neighbor_list
 from dyntrain.potential import Conservative
 from dyntrain.reference.cache import Label
 from dyntrain.report.improve_page import _axis
@@ -97,6 +108,56 @@ def test_short_lived_runs_are_used_where_no_others_are_left() -> None:
     places = choose_places(free_runs_with([80.0, 90.0]), 2, np.random.default_rng(0))
     assert [place.why for place in places] == [BEFORE_FAILURE, AT_RANDOM]
     assert all(0 < place.time_fs <= 60 for place in places)
+
+
+def doubt_of(spread: np.ndarray, every_fs: float = 10.0) -> Doubt:
+    return Doubt(every_fs * np.arange(len(spread)), spread, n_members=3)
+
+
+def test_places_are_where_the_committee_disagrees_most_in_each_run() -> None:
+    spread = np.full((101, 4), 0.1)
+    spread[70, 0], spread[72, 0], spread[30, 1], spread[50, 2] = 0.9, 0.8, 0.5, 0.4
+    spread[10, 1] = spread[90, 2] = 2.0  # too early; after its failure
+    spread[85:, 2] = np.nan
+    free = free_runs_with([None, None, 850.0, 20.0])
+    places = choose_places(free, 5, np.random.default_rng(0), doubt_of(spread))
+    assert [(p.run, p.time_fs, p.why) for p in places[:4]] == [
+        (2, 850.0 - LEAD_FS, BEFORE_FAILURE),
+        (0, 700.0, IN_DOUBT),
+        (1, 300.0, IN_DOUBT),
+        (2, 500.0, IN_DOUBT),
+    ]
+    # The next of run 0 is not 20 fs away, at 0.8: that would be the same place again.
+    assert places[4].why == IN_DOUBT and places[4].run in (0, 1, 2)
+    assert places[4].run != 0 or abs(places[4].time_fs - 700.0) >= 50.0
+    assert "3 networks lie 0.9 eV/Å apart" in places[1].told
+
+
+def test_what_the_committee_does_not_fill_is_drawn_at_random() -> None:
+    places = choose_places(
+        free_runs_with([None]), 4, np.random.default_rng(0), doubt_of(np.ones((4, 1)), 100.0)
+    )
+    assert [place.why for place in places] == [IN_DOUBT, IN_DOUBT, AT_RANDOM, AT_RANDOM]
+
+
+def test_disagreement_is_the_spread_of_the_forces_on_the_worst_atom(data: Any) -> None:
+    starts = free_starts(read_trajectories(data["train"]), 3, None, 0)
+    members = [Conservative(LennardJones(0.1 * factor, 2.2, cutoff=6.0)) for factor in (1.0, 2.0, 4.0)]
+    positions = torch.stack([starts.positions, 1.1 * starts.positions]).numpy().astype(np.float32)
+    whole = np.array([[True, True, True], [True, False, True]])
+    motion = Motion(np.array([0.0, 10.0]), positions, np.zeros_like(positions), whole, starts)
+    found = disagreement(members, motion)
+    assert found.n_members == 3 and found.times_fs.tolist() == [0.0, 10.0]
+    assert np.isnan(found.spread[1, 1]) and np.isfinite(found.spread).sum() == 5
+    for row, run_number in ((0, 0), (0, 2), (1, 2)):
+        atoms = starts.atoms_of(torch.tensor([run_number]))
+        alone = starts.select([run_number]).replace(
+            positions=torch.from_numpy(positions[row]).double()[atoms]
+        )
+        forces = members[0](alone, neighbor_list(alone, 6.0)).forces.detach()
+        # Forces F, 2 F and 4 F lie sqrt(14)/3 |F| apart.
+        expected = float(forces.norm(dim=1).max()) * 14**0.5 / 3
+        assert found.spread[row, run_number] == pytest.approx(expected, rel=1e-6)
 
 
 def test_velocities_are_those_recorded_or_drawn_for_a_temperature(data: Any) -> None:

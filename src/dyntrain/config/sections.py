@@ -219,6 +219,12 @@ class ImproveConfig(Section):
         lt=1e5,
         description="K of the velocities drawn for the model's free runs; null: the recorded velocities",
     )
+    committee: int = Field(
+        default=0,
+        ge=0,
+        description="further networks of the same data, for a quarter of the cost each: segments begin where "
+        "their forces differ most; 0: at random times",
+    )
     n_runs: int = Field(default=32, ge=1, description="free runs, from held-out frames, that judge a model")
     workers: int = Field(default=1, ge=1, description="reference calculations at the same time")
 

@@ -15,20 +15,23 @@ from dyntrain.errors import UserError
 from dyntrain.evaluate import FreeRuns, Progress, criterion_for, free_runs, pick_starts
 from dyntrain.evaluate.audit import to_atoms
 from dyntrain.evaluate.free import Motion, draw_starts
+from dyntrain.improve.committee import Doubt, disagreement
 from dyntrain.observables import FloatArray
 from dyntrain.potential import Potential
 from dyntrain.simulate import check_start
 from dyntrain.state import State
 
-BEFORE_FAILURE, AT_RANDOM = "before a failure", "at a random time"
+BEFORE_FAILURE, AT_RANDOM, IN_DOUBT = "before a failure", "at a random time", "where the committee disagrees"
 
 LEAD_FS = 30.0
 """So long before a failure a segment begins: what leads there is still a sane structure."""
 
 _EARLIEST_FS = 10.0
 _EARLIEST_SHARE = 0.2
-"""Segments at random times begin after this share of the horizon: earlier the model is near known frames."""
+"""Other segments begin after this share of the horizon: earlier the model is near known frames."""
 
+_APART_FS = 50.0
+"""Between two places of one run in doubt: nearer ones would be one place twice."""
 
 _MOST_RUNS = 32
 """More segments than these begin at several places of the same runs."""
@@ -36,7 +39,8 @@ _MOST_RUNS = 32
 
 @dataclass(frozen=True)
 class Place:
-    """A place on a free run of the model where a segment begins; ``told`` says what failed, if it did."""
+    """A place on a free run of the model where a segment begins; ``told`` says what failed, or what is in
+    doubt."""
 
     run: int
     time_fs: float
@@ -65,17 +69,20 @@ def explore(
     horizon_fs: float,
     temperature: float | None,
     seed: int,
+    committee: Sequence[Potential] = (),
     progress: Progress | None = None,
 ) -> Exploration:
     """Let the model run free from recorded frames and choose where the reference is asked.
 
-    Up to half of the places lie ``LEAD_FS`` before failures, as far as there are any; the others at random
-    times between a fifth of the horizon and its end (or the failure). Measured on ethanol, the former make
-    long runs last and the latter make forces right: both are needed (METHOD: idea 4).
+    Up to half of the places lie ``LEAD_FS`` before failures, as far as there are any; the others between a
+    fifth of the horizon and its end (or the failure), at random times or, with a committee, where it
+    disagrees most. Measured on ethanol, the former make long runs last and the latter make forces right: both
+    are needed (METHOD: idea 4).
 
     Args:
         runs: whose frames the free runs start from; one time step.
         temperature: K of newly drawn velocities; None: the recorded ones.
+        committee: further networks of the same data.
 
     Raises:
         UserError: the model fails at once from everywhere.
@@ -89,7 +96,10 @@ def explore(
         temperature_K=temperature,
         progress=progress,
     )
-    places = choose_places(free, n_segments, np.random.default_rng([seed, 2]))
+    doubt = None
+    if committee and free.motion is not None:
+        doubt = disagreement([potential, *committee], free.motion, progress)
+    places = choose_places(free, n_segments, np.random.default_rng([seed, 2]), doubt)
     if not places or free.motion is None:
         raise UserError(
             f"the model breaks within {LEAD_FS + _EARLIEST_FS:g} fs from every start, so there is nothing to "
@@ -122,21 +132,49 @@ def whole_until(free: FreeRuns) -> FloatArray:
     return np.where(free.failed, np.maximum(free.failure_fs - LEAD_FS, 0.0), free.run_length_fs)
 
 
-def choose_places(free: FreeRuns, n_wanted: int, random: np.random.Generator) -> list[Place]:
-    """Half before failures, one a run; the rest at random times while runs are whole, spread over them."""
+def choose_places(
+    free: FreeRuns, n_wanted: int, random: np.random.Generator, doubt: Doubt | None = None
+) -> list[Place]:
+    """Half before failures, one a run; the rest, spread over the runs while they are whole, where a committee
+    disagrees, as far as there is one, then at random times."""
     last = whole_until(free)
     lasting = np.flatnonzero(last >= _EARLIEST_FS)
     failing = lasting[free.failed[lasting]]
     before = sorted(random.permutation(failing)[: n_wanted // 2].tolist())
     places = [Place(run, float(last[run]), BEFORE_FAILURE, free.reasons[run]) for run in before]
-    early = _EARLIEST_SHARE * free.run_length_fs
+    early = np.minimum(_EARLIEST_SHARE * free.run_length_fs, last)
+    if doubt is not None:
+        places += _in_doubt(doubt, lasting.tolist(), early, last, n_wanted - len(places))
     # The runs that last beyond `early`; where there are none, those that last longest.
-    enough = [run for run in lasting.tolist() if last[run] > early] or lasting.tolist()
+    enough = [run for run in lasting.tolist() if last[run] > early[run]] or lasting.tolist()
     drawn: list[Place] = []
     while enough and len(places) + len(drawn) < n_wanted:
         for run in random.permutation(enough)[: n_wanted - len(places) - len(drawn)].tolist():
-            drawn.append(Place(run, float(random.uniform(min(early, last[run]), last[run])), AT_RANDOM))
+            drawn.append(Place(run, float(random.uniform(early[run], last[run])), AT_RANDOM))
     return places + sorted(drawn, key=lambda place: (place.run, place.time_fs))
+
+
+def _in_doubt(
+    doubt: Doubt, runs: list[int], early: FloatArray, last: FloatArray, n_wanted: int
+) -> list[Place]:
+    """The most doubtful place of each run, then the next of each; the most doubtful first.
+
+    Args:
+        early, last: between which times, fs, [n_runs].
+    """
+    ranked = []
+    for run in runs:
+        spread, times = doubt.spread[:, run], doubt.times_fs
+        inside = np.flatnonzero(np.isfinite(spread) & (times >= early[run]) & (times <= last[run]))
+        taken: list[float] = []
+        for place in inside[np.argsort(-spread[inside], kind="stable")].tolist():
+            if all(abs(times[place] - time_fs) >= _APART_FS for time_fs in taken):
+                ranked.append((len(taken), -float(spread[place]), run, float(times[place])))
+                taken.append(float(times[place]))
+    return [
+        Place(run, time_fs, IN_DOUBT, f"the forces of {doubt.n_members} networks lie {-less:.2g} eV/Å apart")
+        for _, less, run, time_fs in sorted(ranked)[:n_wanted]
+    ]
 
 
 def place_state(motion: Motion, place: Place) -> tuple[float, State]:

@@ -4,6 +4,7 @@ config.yaml            resolved settings
 data/                  the runs of the training, validation and test, as stores
 reference/             every result of the reference
 round_00/              training/ (a normal training folder), result.json
+  committee_1/ …       further networks of the same data, where a committee is asked for
 round_01/ …            explored.json, segments/ (task, new runs), segments.h5, training/, result.json
 improve.json, improve.html
 """
@@ -42,6 +43,9 @@ class ImproveFolder:
 
     def training(self, number: int) -> Path:
         return self.round(number) / "training"
+
+    def member(self, number: int, member: int) -> Path:
+        return self.round(number) / f"committee_{member}"
 
     def result(self, number: int) -> Path:
         return self.round(number) / "result.json"

@@ -14,7 +14,7 @@ import torch
 
 from dyntrain import __version__
 from dyntrain.atomic import write_text
-from dyntrain.config import Config, DataFiles, ImproveConfig, read_config
+from dyntrain.config import BudgetConfig, Config, DataFiles, FinetuneConfig, ImproveConfig, read_config
 from dyntrain.data.diagnose import usable_runs
 from dyntrain.data.keys import KeyMap
 from dyntrain.data.readers import read_trajectories
@@ -24,6 +24,7 @@ from dyntrain.data.trajectory import Trajectory
 from dyntrain.errors import UserError
 from dyntrain.evaluate.starts import common_dt_fs
 from dyntrain.improve import by_hand
+from dyntrain.improve.committee import SHARE
 from dyntrain.improve.explore import Exploration, explore
 from dyntrain.improve.folder import ImproveFolder
 from dyntrain.improve.page import write_page
@@ -39,6 +40,9 @@ from dyntrain.training.folder import RunFolder
 
 _SANE_FORCE = 5.0
 """A force larger than so many times the largest recorded one belongs to no sane structure."""
+
+_NEXT_SEED = 7919
+"""Between the seeds of a committee's members, so that seeds 0, 1, 2 … have no member in common."""
 
 
 class ImproveObserver(Protocol):
@@ -177,29 +181,56 @@ class _Improvement:
         """An ordinary training on the old and all new runs, from the last weights on."""
         if self.folder.result(number).exists():  # it was even measured
             return self.folder.training(number) / "model.pt"
+        config = self._training(number, self.folder.training(number), start_from)
+        return self._trained(config, f"round {number}")
+
+    def _committee(self, number: int) -> list[Path]:
+        """Further networks of what the model of a round has learnt from, each from its own last weights."""
+        return [self._member(number, member) for member in range(1, self.settings.committee + 1)]
+
+    def _member(self, number: int, member: int) -> Path:
+        before = self.folder.member(number - 1, member) / "model.pt" if number else None
+        config = self._training(number, self.folder.member(number, member), before)
+        budget, limit = self._first_budget(), config.max_seconds
+        if budget is not None:
+            budget = budget.model_copy(update={"evaluations": SHARE * budget.evaluations})
+        elif limit is not None:
+            config = config.model_copy(update={"max_time": f"{SHARE * limit:g}s"})
+        own = {"seed": (config.seed + _NEXT_SEED * member) % 2**32, "finetune": FinetuneConfig()}
+        config = config.model_copy(update={"budget": budget, **own})
+        return self._trained(config, f"round {number}, committee {member} of {self.settings.committee}")
+
+    def _training(self, number: int, output: Path, start_from: Path | None) -> Config:
+        """The configuration of a training on the old and all new runs of a round."""
         new = [str(self.folder.new_runs(n)) for n in range(1, number + 1)]
         data = DataFiles(
             train=[*self.folder.files("train"), *new], validation=self.folder.files("validation")
         )
-        config = self.config.model_copy(
+        return self.config.model_copy(
             update={
                 "data": data,
                 "dt": None,
                 "keys": None,
-                "output": str(self.folder.training(number)),
+                "output": str(output),
                 "start_from": None if start_from is None else str(start_from),
                 "improve": None,
                 "budget": self._budget(number),
             }
         )
-        with self.observer.training(f"round {number}") as bar:
+
+    def _trained(self, config: Config, name: str) -> Path:
+        with self.observer.training(name) as bar:
             while (result := train(config, observer=bar)).finished is None:
                 pass  # max_time cut it short; the same call goes on
         return result.model
 
-    def _budget(self, number: int) -> Any:
-        """Each round's training costs what the first one did."""
-        if self.config.budget is not None or number == 0:
+    def _budget(self, number: int) -> BudgetConfig | None:
+        """Each round's training costs what the first one did; None: it is yet to be measured."""
+        return self._first_budget() if number else self.config.budget
+
+    def _first_budget(self) -> BudgetConfig | None:
+        """Of the first training, where it is known."""
+        if self.config.budget is not None:
             return self.config.budget
         first = self.folder.training(0 if self.config.start_from is None else 1) / "config.yaml"
         return read_config(first).budget if first.exists() else None
@@ -260,6 +291,7 @@ class _Improvement:
     def _explore(self, number: int, potential: Potential) -> None:
         """Free runs of the model, and the structures of them that the reference is to continue."""
         settings = self.settings
+        committee = [self._load(member) for member in self._committee(number - 1)]
         self.observer.say(f"Round {number}: where does the model go wrong? Free runs of {settings.horizon}")
         with self.observer.progress() as progress:
             found = explore(
@@ -269,6 +301,7 @@ class _Improvement:
                 horizon_fs=settings.horizon_fs,
                 temperature=settings.temperature,
                 seed=self.config.seed * 1000 + number,
+                committee=committee,
                 progress=partial(progress, "free runs"),
             )
         self.folder.round(number).mkdir(exist_ok=True)
