@@ -8,6 +8,7 @@ Every arm starts from the same one-step model and takes the same number of furth
     improve          `dyntrain improve`: segments on the model's own free runs, half before failures
     committee        the same, the others not at random times but where two further networks disagree (whose
                      training comes on top, half as many evaluations again)
+    dynamic          as improve, but trained along segments of up to 8 frames in the last 40 % of each round
 
 and is measured alike: force error beside a held-out run, force error against the reference on its own free
 runs from held-out frames (the audit), and how many free runs fail. Writes results.json and prints the
@@ -29,7 +30,7 @@ import numpy as np
 from improve_tables import measured, tables
 
 from dyntrain.atomic import write_text
-from dyntrain.config import parse_config
+from dyntrain.config import PRESETS, parse_config
 from dyntrain.data.readers import read_trajectories
 from dyntrain.data.store import write_store
 from dyntrain.data.trajectory import Trajectory
@@ -52,8 +53,13 @@ NETWORKS: dict[str, dict[str, Any]] = {
 _PIECE = 32
 """Frames of a piece of recorded training runs: enough to see the fastest vibration in."""
 
-ARMS = ("start", "old frames", "ordinary AIMD", "single frames", "improve", "committee")
-_MEMBERS = {"improve": 0, "committee": 2}
+ARMS = ("start", "old frames", "ordinary AIMD", "single frames", "improve", "committee", "dynamic")
+_IMPROVED: dict[str, dict[str, Any]] = {
+    "improve": {},
+    "committee": {"improve": {"committee": 2}},
+    "dynamic": {"curriculum": {"stages": PRESETS["dynamic"]["curriculum"]["stages"]}},
+}
+"""The arms of `dyntrain improve`, and what sets them apart in the configuration."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +196,7 @@ class Comparison:
         """The model of an arm, trained if it is not there yet."""
         if arm == "start":
             return self._trained(arm, self.train, None, self.sizes.start_evaluations)
-        if arm in _MEMBERS:
+        if arm in _IMPROVED:
             return self._improved(arm)
         start = self.model("start")
         budget = self.sizes.n_rounds * self.sizes.round_evaluations
@@ -233,9 +239,10 @@ class Comparison:
             "segments": sizes.segments,
             "segment_length": sizes.segment_length,
             "temperature": sizes.drawn_K,
-            "committee": _MEMBERS[arm],
             "n_runs": min(8, sizes.n_audited, sizes.n_runs),
         }
+        for section, apart in _IMPROVED[arm].items():
+            values[section] = values[section] | apart
         return improve(parse_config(values), Quiet()).model
 
     def _single_frames(self, model: Path, number: int) -> Path:

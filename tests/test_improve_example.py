@@ -17,7 +17,7 @@ from dyntrain.data.readers import read_trajectories
 from dyntrain.reference.systems import suited_settings
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-ALL_ARMS = ["start", "old frames", "ordinary AIMD", "single frames", "improve", "committee"]
+ALL_ARMS = ["start", "old frames", "ordinary AIMD", "single frames", "improve", "committee", "dynamic"]
 
 
 @pytest.fixture(autouse=True)
