@@ -3,10 +3,11 @@
     python examples/improve_distil.py --output distil
 
 The big network (egnn) is trained on ordinary AIMD. Each small network starts from the same one-step model on
-the same frames, and goes on for the same number of updates:
+the same frames, and goes on for the same number of model evaluations:
 
     AIMD frames           on the same frames
     the big model's runs  on free runs of the big model, labelled by it: many times as many frames
+    coarse segments       on the same free runs, along segments of 8 steps of 2 fs, not single structures
     improve               `dyntrain improve` with the big model as the reference: its first runs, and segments
                           on the small model's own runs, as many frames in all
 
@@ -37,8 +38,15 @@ from dyntrain.simulate import TrajectoryFiles, simulate
 from dyntrain.threads import limit_threads
 from dyntrain.training import train
 
-BIG, AIMD, RUNS, IMPROVE = "big", "AIMD frames", "the big model's runs", "improve"
-ARMS = (BIG, "start", AIMD, RUNS, IMPROVE)
+BIG, AIMD, RUNS, SEGMENTS, IMPROVE = (
+    "big",
+    "AIMD frames",
+    "the big model's runs",
+    "coarse segments",
+    "improve",
+)
+ARMS = (BIG, "start", AIMD, RUNS, SEGMENTS, IMPROVE)
+_SEGMENT_LENGTH, _STRIDE = 8, 4
 NETWORKS = {
     BIG: {"name": "egnn", "settings": {"width": 64, "n_channels": 16}},
     "small": {"name": "egnn", "settings": {"width": 8, "n_channels": 4}},
@@ -49,15 +57,15 @@ NETWORKS = {
 class Teaching:
     """Model evaluations of the big network, of the small start and of what follows; frames labelled by it."""
 
-    big_evaluations: float = 40_000
-    start_evaluations: float = 15_000
-    further_evaluations: float = 15_000
+    big_evaluations: float = 100_000
+    start_evaluations: float = 100_000
+    further_evaluations: float = 100_000
     n_frames: int = 8192
 
 
 SIZES = Sizes(drawn_K=1000.0, explored_ps=0.5, n_runs=16, run_length_fs=500.0, n_audited=8, audit_fs=500.0)
 SHORT_SIZES = dataclasses.replace(SHORT, drawn_K=100.0)
-QUICK = Teaching(2000, 2500, 300, 128)
+QUICK = Teaching(2000, 2500, 300, 256)
 
 
 class Distillation(Comparison):
@@ -76,7 +84,7 @@ class Distillation(Comparison):
             return self._taught(arm, self.train, None, teaching.start_evaluations)
         if arm == AIMD:
             return self._taught(arm, self.train, self.model("start"), teaching.further_evaluations)
-        if arm == RUNS:
+        if arm in (RUNS, SEGMENTS):
             data = [self._runs_of_big(teaching.n_frames)]
             return self._taught(arm, data, self.model("start"), teaching.further_evaluations)
         return self._improved(arm)
@@ -84,8 +92,12 @@ class Distillation(Comparison):
     def _settings(
         self, name: str, data: list[Path], start: Path | None, evaluations: float
     ) -> dict[str, Any]:
-        network = NETWORKS[BIG if name == BIG else "small"]
-        return {**self._config(name, data, start, evaluations), "model": network}
+        values = self._config(name, data, start, evaluations)
+        values["model"] = NETWORKS[BIG if name == BIG else "small"]
+        if name == SEGMENTS:
+            values["stride"] = _STRIDE
+            values["curriculum"]["stages"] = [{"segment_length": _SEGMENT_LENGTH, "share": 1}]
+        return values
 
     def _taught(self, name: str, data: list[Path], start: Path | None, evaluations: float) -> Path:
         return train(parse_config(self._settings(name, data, start, evaluations))).model

@@ -65,10 +65,10 @@ def test_a_small_model_learns_from_a_big_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arms = list(short_form("improve_distil.py", tmp_path, monkeypatch))
-    assert arms == ["big", "start", "AIMD frames", "the big model's runs", "improve"]
+    assert arms == ["big", "start", "AIMD frames", "the big model's runs", "coarse segments", "improve"]
     seed = tmp_path / "seed_0"
     record = json.loads((seed / "improve" / "improve.json").read_text())
-    assert record["reference"].endswith("big/model.pt") and record["rounds"][-1]["calls"] == 64
+    assert record["reference"].endswith("big/model.pt") and record["rounds"][-1]["calls"] == 128
     (told,) = json.loads((seed / "improve" / "same_method.json").read_text()).values()
     assert told < 1e-5  # the big model labelled its own runs
     assert "| molecules | big: ms a step |" in capsys.readouterr().out
