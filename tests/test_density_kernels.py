@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dyntrain.models import kernel
+from dyntrain import kernel
 from dyntrain.models.egnn import EGNN
 from dyntrain.models.pair_basis import degree_two
 

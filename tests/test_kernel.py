@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dyntrain.models import kernel
+from dyntrain import kernel
 
 
 def test_on_few_threads_of_a_cpu() -> None:
@@ -22,11 +22,11 @@ def test_on_few_threads_of_a_cpu() -> None:
 
 def test_not_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel, "find_spec", lambda name: None)
-    kernel._installed.cache_clear()
+    kernel.is_installed.cache_clear()
     try:
         assert not kernel.is_of_use(torch.zeros(1))
     finally:
-        kernel._installed.cache_clear()
+        kernel.is_installed.cache_clear()
 
 
 def test_a_kernel_that_cannot_be_kept_is_compiled_anyway(monkeypatch: pytest.MonkeyPatch) -> None:

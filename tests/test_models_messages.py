@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dyntrain.models import kernel
+from dyntrain import kernel
 from dyntrain.models import messages as module
 from dyntrain.models.messages import Bonds, messages
 

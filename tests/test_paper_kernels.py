@@ -11,7 +11,8 @@ import torch
 from ase import Atoms
 from ase.io import read
 
-from dyntrain.models import kernel, paper_inference, paper_rows
+from dyntrain import kernel
+from dyntrain.models import paper_inference, paper_rows
 from dyntrain.models.paper_egnn import PaperEGNN
 from dyntrain.neighbors import neighbor_list
 from dyntrain.potential import Conservative, Prediction

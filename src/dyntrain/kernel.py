@@ -16,11 +16,12 @@ MOST_THREADS = 8
 
 def is_of_use(like: Tensor) -> bool:
     """Whether compiled loops work on such tensors: the CPU's, few threads, and numba is there."""
-    return like.device.type == "cpu" and torch.get_num_threads() <= MOST_THREADS and _installed()
+    return like.device.type == "cpu" and torch.get_num_threads() <= MOST_THREADS and is_installed()
 
 
 @cache
-def _installed() -> bool:
+def is_installed() -> bool:
+    """Whether numba is there."""
     return find_spec("numba") is not None
 
 

@@ -17,7 +17,7 @@ from numba import njit
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dyntrain.models.kernel import compiled, reads, writes
+from dyntrain.kernel import compiled, reads, writes
 
 _ROOT3 = math.sqrt(3.0)
 

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dyntrain.models import kernel
+from dyntrain import kernel
 from dyntrain.models.egnn_inference import energies_and_slopes
 from dyntrain.models.family import FamilyModel
 from dyntrain.models.messages import Bonds, messages

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dyntrain.kernel import compiled, reads, writes
 from dyntrain.models.density_kernels import add_densities, pull_back_densities
 from dyntrain.models.egnn_pairs import Pairs
-from dyntrain.models.kernel import compiled, reads, writes
 
 if TYPE_CHECKING:
     from dyntrain.models.egnn import EGNN

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from dyntrain.models import kernel
+from dyntrain import kernel
 from dyntrain.models.messages import Bonds, pull_back, receive
 from dyntrain.models.pair_basis import REVERSAL, degree_two
 from dyntrain.neighbors import NeighborList, pair_vectors

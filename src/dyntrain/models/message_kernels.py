@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dyntrain.models.kernel import compiled, reads, writes
+from dyntrain.kernel import compiled, reads, writes
 
 
 @compiled

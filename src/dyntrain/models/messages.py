@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dyntrain.models import kernel
+from dyntrain import kernel
 
 PAIRS_IN_CACHE = 1024
 """Pairs worked on at a time on a CPU."""

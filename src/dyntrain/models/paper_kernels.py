@@ -12,7 +12,7 @@ import torch
 from numba import float32, int32, njit
 from torch import Tensor
 
-from dyntrain.models.kernel import compiled, reads, writes
+from dyntrain.kernel import compiled, reads, writes
 from dyntrain.models.normed_silu import LAYER_NORM_EPS
 from dyntrain.models.paper_pairs import PairBlock
 from dyntrain.models.paper_rows import Rows, TableRows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dyntrain.models import kernel
+from dyntrain import kernel
 from dyntrain.models.normed_silu import FirstOrder
 from dyntrain.models.paper_pairs import PairBlock
 from dyntrain.models.paper_sweeps import LayerWeights
