@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dyntrain.models.files import network_of
 from dyntrain.potential import Potential
+from dyntrain.training.adam import Adam
 
 
 class Learner:
@@ -32,28 +33,22 @@ class Learner:
         self.parameters = [p for p in potential.parameters() if p.requires_grad]
         self._averages: list[Tensor] = list(self.averaged.parameters())
         self._weights: list[Tensor] = list(potential.parameters())
-        self.optimizer = torch.optim.Adam(self.parameters, fused=True)
+        self.optimizer = Adam(self.parameters)
 
+    @torch.no_grad()
     def update(self, lr: float, step: int) -> float | None:
         """Apply the weights' ``grad``; its norm before clipping, None if not finite: nothing is touched then.
 
         Args:
             step: number of updates tried before this one.
         """
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(gradients))
+        norm = self.optimizer.step(lr, self.gradient_clip)
         if not math.isfinite(norm):
             return None
-        if norm > self.gradient_clip:
-            torch._foreach_mul_(gradients, self.gradient_clip / norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
         if self.averaged is not self.potential:
             # Early on the average follows closely: the first weights are not worth remembering.
             decay = min(self.ema, (1.0 + step) / (10.0 + step))
-            with torch.no_grad():
-                torch._foreach_lerp_(self._averages, self._weights, 1.0 - decay)
+            torch._foreach_lerp_(self._averages, self._weights, 1.0 - decay)
         return norm
 
     def state_dict(self) -> dict[str, Any]:

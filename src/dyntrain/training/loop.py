@@ -276,7 +276,7 @@ class _Run:
     def _gradient(self, segments: Segments) -> StepResult:
         """Loss and gradient of the joined batch; each process unrolls its part of it."""
         fabric, learner = self.fabric, self.learner
-        learner.optimizer.zero_grad(set_to_none=True)
+        learner.optimizer.zero_grad()
         mine = segments[fabric.global_rank :: fabric.world_size]
         runs = self.sampler.runs
         batches = [collate(group, runs) for group in by_small_steps(mine, runs)]
