@@ -13,14 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matscipy.neighbours import neighbour_list as matscipy_neighbour_list
 
+from dyntrain import kernel
 from dyntrain.errors import UserError
 from dyntrain.neighbor_search import (
     FEW_ATOMS,
     Found,
+    FoundAtOnce,
     System,
     _canonical_order,
     _search_cells,
     _search_every_pair,
+    search_at_once,
 )
 from dyntrain.neighbors import (
     FrozenNeighbors,
@@ -125,7 +128,12 @@ def test_a_batch_lists_its_systems_one_after_the_other() -> None:
     assert pairs_of(neighbor_list(concatenate(parts), 4.5)) == expected
 
 
+def without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dyntrain.neighbor_search.kernel.is_installed", lambda: False)
+
+
 def test_a_structure_met_before_is_not_searched_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_numba(monkeypatch)  # whose loop finds pairs sooner than they are looked up
     state = State.from_ase(SYSTEMS["skewed"])
     first = pairs_of(neighbor_list(state, 3.0))
     neighbor_list(state, 3.0).shifts.add_(7.0)  # a caller's list is its own
@@ -183,17 +191,34 @@ def searches_of(atoms: Atoms, cutoff: float) -> tuple[Found | None, Found]:
 def test_every_pair_finds_what_the_cell_list_finds(
     n_atoms: int, seed: int, scale: float, cells_away: int, pbc: tuple[bool, bool, bool]
 ) -> None:
-    """In cells just wider than twice the cutoff, with atoms up to a thousand cells apart."""
+    """In cells just wider than twice the cutoff, with atoms up to a thousand cells apart; compiled or not."""
     cell, random = scale * SKEWED, np.random.default_rng(seed)
     atoms = random_atoms(n_atoms, cell, pbc, seed)
     away = random.integers(-cells_away, cells_away, (n_atoms, 3), endpoint=True)
     if all(pbc):  # vesin 0.6 dies of some such atoms otherwise
         atoms.positions += away @ cell
     widths = 1.0 / np.linalg.norm(np.linalg.inv(cell), axis=0)
-    every_pair, cells = searches_of(atoms, 0.4999 * widths.min())
+    cutoff = 0.4999 * widths.min()
+    every_pair, cells = searches_of(atoms, cutoff)
     assert every_pair is not None
     for a, b in zip(every_pair, cells, strict=True):
         assert np.array_equal(a, b) and np.asarray(a).dtype == np.asarray(b).dtype
+    if kernel.is_installed():
+        compiled = at_once([atoms], cutoff)
+        assert compiled is not None
+        for a, b in zip(compiled, cells, strict=True):
+            assert np.array_equal(a, b)
+
+
+def at_once(batch: list[Atoms], cutoff: float) -> FoundAtOnce | None:
+    """What the compiled loop over a batch finds."""
+    return search_at_once(
+        np.concatenate([atoms.positions for atoms in batch]),
+        np.array([len(atoms) for atoms in batch]),
+        np.stack([atoms.cell.array for atoms in batch]),
+        np.stack([atoms.pbc for atoms in batch]),
+        cutoff,
+    )
 
 
 def test_every_pair_is_not_looked_at_where_two_images_may_be_near() -> None:
@@ -206,6 +231,46 @@ def test_every_pair_is_not_looked_at_where_two_images_may_be_near() -> None:
     atoms.positions[1] += 1e7
     assert searches_of(atoms, 3.1)[0] is None
     assert searches_of(random_atoms(FEW_ATOMS + 1, 40.0 * np.eye(3), (True, True, True)), 2.0)[0] is None
+
+
+def test_with_and_without_numba_the_pairs_of_a_batch_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of one system after the other; of systems that the compiled loop takes, and of others."""
+    pytest.importorskip("numba")
+    wide = [SYSTEMS[name] for name in ("molecule", "one atom", "no pair", "cell, but not periodic")]
+    wide.append(random_atoms(30, 2.5 * SKEWED, (True, True, False), 1))
+    for batch, taken in ((wide, True), ([*wide, SYSTEMS["slab, no third vector"]], False)):
+        assert (at_once(batch, 4.0) is not None) == taken
+        state = concatenate([State.from_ase(atoms) for atoms in batch])
+        found = neighbor_list(state, 4.0)
+        assert (found.i.dtype, found.j.dtype, found.shifts.dtype) == (torch.int64, torch.int64, torch.float64)
+        with monkeypatch.context() as context:
+            without_numba(context)
+            assert_identical(found, neighbor_list(state, 4.0))
+
+
+def test_the_compiled_loop_leaves_to_others_what_it_cannot_do() -> None:
+    pytest.importorskip("numba")
+    narrow = Atoms("H2", positions=[[0, 0, 0], [3.0, 0, 0]], cell=[6.0, 20.0, 20.0], pbc=True)
+    assert at_once([narrow], 2.9) is not None
+    assert at_once([narrow], 3.1) is None
+    far, unknown, flat = narrow.copy(), narrow.copy(), narrow.copy()
+    far.positions[1] += 1e8
+    unknown.positions[1, 1] = np.nan
+    flat.cell[2] = 0.0
+    many = random_atoms(FEW_ATOMS + 1, 40.0 * np.eye(3), (True, True, True))
+    for atoms in (far, unknown, flat, many):
+        assert at_once([narrow, atoms], 2.0) is None
+
+
+@pytest.mark.parametrize("numba", [True, False])
+def test_a_pair_within_a_hair_of_the_cutoff_is_looked_at_again(
+    numba: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not numba:
+        without_numba(monkeypatch)
+    for apart, n_pairs in ((3.0 - 1e-9, 1), (3.0, 0), (3.0 + 1e-9, 0)):
+        state = State.from_arrays([[0, 0, 0], [apart, 0, 0]], [1, 1], [1, 1])
+        assert neighbor_list(state, 3.0).n_pairs == n_pairs
 
 
 def test_far_spread_atoms_in_a_plane(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,14 +1,16 @@
-"""The pairs of atoms of a system that are near each other: small ones in numpy, others by vesin."""
+"""The pairs of atoms of a system that are near each other: all of small ones looked at, others by vesin."""
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import vesin
 
+from dyntrain import kernel
 from dyntrain.errors import UserError
 
 HAIR = 1e-6
@@ -47,6 +49,20 @@ class Found(NamedTuple):
     @property
     def nbytes(self) -> int:
         return self.i.nbytes + self.j.nbytes + self.shifts.nbytes
+
+
+class FoundAtOnce(NamedTuple):
+    """The same of a batch, with atoms numbered through it.
+
+    i, j:       [n_pairs] int64
+    shifts:     [n_pairs, 3] float64
+    all_within: as of ``Found``
+    """
+
+    i: np.ndarray
+    j: np.ndarray
+    shifts: np.ndarray
+    all_within: bool
 
 
 @lru_cache(maxsize=256)
@@ -89,6 +105,33 @@ def search(systems: list[System], cutoff: float) -> list[Found]:
         for number, pairs in zip(others, _search_cells([systems[k] for k in others], cutoff), strict=True):
             found[number] = pairs
     return [pairs for pairs in found if pairs is not None]
+
+
+def search_at_once(
+    positions: np.ndarray, sizes: np.ndarray, cells: np.ndarray, pbc: np.ndarray, cutoff: float
+) -> FoundAtOnce | None:
+    """Pairs of a batch of small systems by a compiled loop over all of them; a hair too many.
+
+    Args:
+        positions: [n_atoms, 3].
+        sizes: atoms of each system, [n_systems].
+        cells, pbc: [n_systems, 3, 3] and [n_systems, 3].
+
+    Returns:
+        None without numba, or where looking at every pair would not do (see ``_search_every_pair``).
+    """
+    if not kernel.is_installed() or sizes.max(initial=0) > FEW_ATOMS:
+        return None
+    i, j, shifts, n_close = _compiled_search()(positions, sizes, cells, pbc, cutoff, HAIR, _FAR_CELLS)
+    return None if n_close < 0 else FoundAtOnce(i, j, shifts, n_close == 0)
+
+
+@cache
+def _compiled_search() -> Callable[..., Any]:
+    """Imported when it is first used: numba need not be there."""
+    from dyntrain.neighbor_kernels import find_pairs
+
+    return find_pairs
 
 
 @lru_cache(maxsize=64)

@@ -10,7 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dyntrain.neighbor_search import HAIR, Found, System, periodic_cell, search
+from dyntrain.neighbor_search import (
+    HAIR,
+    Found,
+    FoundAtOnce,
+    System,
+    periodic_cell,
+    search,
+    search_at_once,
+)
 from dyntrain.state import State
 
 
@@ -129,20 +137,29 @@ def neighbor_list(state: State, cutoff: float) -> NeighborList:
 
 def _candidates(state: State, cutoff: float) -> tuple[NeighborList, bool]:
     """All pairs closer than ``cutoff``, and some that are a hair further; whether surely none is."""
-    if not bool(torch.isfinite(state.positions).all()):
+    arrays = state.positions, state.cell.detach(), state.pbc, state.n_atoms_per_system()
+    positions, cells, pbcs, sizes = (array.cpu().contiguous().numpy() for array in arrays)
+    found = search_at_once(positions, sizes, cells, pbcs, cutoff)
+    if found is None:
+        found = _by_systems(positions, sizes, cells, pbcs, cutoff)
+    i, j, shifts = (torch.from_numpy(array).to(state.device) for array in found[:3])
+    return NeighborList(i, j, shifts), found.all_within
+
+
+def _by_systems(
+    positions: np.ndarray, sizes: np.ndarray, cells: np.ndarray, pbcs: np.ndarray, cutoff: float
+) -> FoundAtOnce:
+    """One system after the other, those known before not again."""
+    if not np.isfinite(positions).all():
         raise ValueError("neighbor_list got positions that are not finite")
-    positions = state.positions.cpu().numpy()
-    cells, pbcs = state.cell.detach().cpu().numpy(), state.pbc.cpu().numpy()
-    ends = np.cumsum(state.n_atoms_per_system().cpu().numpy())
-    starts = np.concatenate([[0], ends[:-1]])
+    ends = np.cumsum(sizes)
+    starts = ends - sizes
     systems = [System(positions[a:b], *box) for a, b, *box in zip(starts, ends, cells, pbcs, strict=True)]
     found = _found(systems, cutoff)
     parts = [(f.i + start, f.j + start, f.shifts) for f, start in zip(found, starts, strict=True)]
+    i, j, shifts = (np.concatenate(column) for column in zip(*parts, strict=True))
     all_within = all(f.all_within for f in found)
-    first, second, images = (
-        torch.from_numpy(np.concatenate(column)).to(state.device) for column in zip(*parts, strict=True)
-    )
-    return NeighborList(first.long(), second.long(), images.double()), all_within
+    return FoundAtOnce(i.astype(np.int64), j.astype(np.int64), shifts.astype(np.float64), all_within)
 
 
 def _found(systems: list[System], cutoff: float) -> list[Found]:

@@ -1,0 +1,115 @@
+"""Looking at every pair of atoms of small systems, compiled: a batch at once, faster than to know its pairs.
+
+What is found is what ``neighbor_search`` finds by numpy. Arrays are C-contiguous, float64, int64 and bool.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from dyntrain.kernel import compiled
+
+
+@compiled
+def fill_inverse(cell, inverse):  # type: ignore[no-untyped-def]
+    """The inverse of a cell: its columns are normal to the planes that bound the cell."""
+    for k in range(3):
+        a, b = cell[(k + 1) % 3], cell[(k + 2) % 3]
+        inverse[0, k] = a[1] * b[2] - a[2] * b[1]
+        inverse[1, k] = a[2] * b[0] - a[0] * b[2]
+        inverse[2, k] = a[0] * b[1] - a[1] * b[0]
+    inverse /= cell[0, 0] * inverse[0, 0] + cell[0, 1] * inverse[1, 0] + cell[0, 2] * inverse[2, 0]
+
+
+@compiled
+def is_wide(inverse, pbc, width):  # type: ignore[no-untyped-def]
+    """Whether the planes that bound a cell are further apart than ``width`` where it repeats."""
+    for k in range(3):
+        apart = 1.0 / math.sqrt(inverse[0, k] ** 2 + inverse[1, k] ** 2 + inverse[2, k] ** 2)
+        if pbc[k] and not apart > width:
+            return False
+    return True
+
+
+@compiled
+def fill_fractions(positions, inverse, most, fractions):  # type: ignore[no-untyped-def]
+    """Positions in units of the cell's vectors, [3, n_atoms]; whether all are numbers up to ``most``."""
+    inside = True
+    for k in range(3):
+        for a in range(positions.shape[0]):
+            r = positions[a]
+            fractions[k, a] = r[0] * inverse[0, k] + r[1] * inverse[1, k] + r[2] * inverse[2, k]
+            inside &= abs(fractions[k, a]) <= most  # not so for NaN
+    return inside
+
+
+@compiled
+def look_from(i, fractions, cell, repeats, images, squares):  # type: ignore[no-untyped-def]
+    """At all later atoms from atom i: which image of each is nearest (shifts), and how far it is, squared.
+
+    Args:
+        fractions: [3, n_atoms].
+        repeats: 1 or 0 for each vector of the cell, [3].
+        images: filled, [3, n_atoms].
+        squares: filled, [n_atoms].
+    """
+    for j in range(i + 1, fractions.shape[1]):
+        x = fractions[0, j] - fractions[0, i]
+        y = fractions[1, j] - fractions[1, i]
+        z = fractions[2, j] - fractions[2, i]
+        # Rounded, so that what is left is at most half a cell.
+        a, b, c = np.floor(0.5 - x), np.floor(0.5 - y), np.floor(0.5 - z)
+        a, b, c = repeats[0] * a, repeats[1] * b, repeats[2] * c
+        images[0, j], images[1, j], images[2, j] = a, b, c
+        x, y, z = x + a, y + b, z + c
+        r0 = x * cell[0, 0] + y * cell[1, 0] + z * cell[2, 0]
+        r1 = x * cell[0, 1] + y * cell[1, 1] + z * cell[2, 1]
+        r2 = x * cell[0, 2] + y * cell[1, 2] + z * cell[2, 2]
+        squares[j] = r0 * r0 + r1 * r1 + r2 * r2
+
+
+@compiled
+def find_pairs(positions, sizes, cells, pbc, cutoff, hair, most_cells):  # type: ignore[no-untyped-def]
+    """Pairs closer than ``cutoff`` and a hair, in canonical order, with atoms numbered through the batch.
+
+    As in ``neighbor_search``, only the nearest image of each atom is looked at.
+
+    Args:
+        positions: [n_atoms, 3].
+        sizes: atoms of each system, [n_systems].
+        cells: [n_systems, 3, 3].
+        pbc: [n_systems, 3].
+        hair: Å, by which the search looks further.
+        most_cells: away from the origin an atom may be.
+
+    Returns:
+        i, j [n_pairs], shifts [n_pairs, 3], and how many pairs are within a hair of the cutoff; that is −1
+        where the nearest image would not do or is not known: cells too narrow, atoms too far or not numbers.
+    """
+    inner, outer = (cutoff - hair) ** 2, (cutoff + hair) ** 2
+    n_most = (sizes * (sizes - 1)).sum() // 2
+    first, second, shifts = np.empty(n_most, np.int64), np.empty(n_most, np.int64), np.empty((n_most, 3))
+    inverse = np.empty((3, 3))
+    n_pairs = n_close = start = 0
+    for s in range(sizes.shape[0]):
+        n = sizes[s]
+        images, fractions, squares = np.empty((3, n)), np.empty((3, n)), np.empty(n)
+        cell = cells[s] if pbc[s].any() else np.eye(3)
+        fill_inverse(cell, inverse)
+        inside = fill_fractions(positions[start : start + n], inverse, most_cells, fractions)
+        if not (inside and is_wide(inverse, pbc[s], 2.0 * (cutoff + hair))):
+            return first[:0], second[:0], shifts[:0], -1
+        repeats = pbc[s].astype(np.float64)
+        for i in range(n):
+            look_from(i, fractions, cell, repeats, images, squares)
+            for j in range(i + 1, n):
+                if squares[j] < outer:
+                    first[n_pairs], second[n_pairs] = start + i, start + j
+                    for k in range(3):
+                        shifts[n_pairs, k] = images[k, j]
+                    n_pairs += 1
+                    n_close += squares[j] >= inner
+        start += n
+    return first[:n_pairs], second[:n_pairs], shifts[:n_pairs], n_close
