@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -256,6 +258,22 @@ def test_zero_forces_of_fixed_atoms_are_marked_as_not_recorded() -> None:
     assert targets.unlabelled is not None
     assert targets.unlabelled.tolist() == [False] * 5 + [True, False, False]
     assert collate([Segment(0, 0, 2)], [free]).targets.unlabelled is None
+
+
+def test_what_is_kept_of_runs_is_that_of_these_runs_and_strides_and_keeps_none_in_memory() -> None:
+    one, other = morse_trajectory(10), morse_trajectory(10, seed=1, numbers=(8, 1))
+    first, again = (collate([Segment(0, start, 1)] * 2, [one]).state for start in (0, 3))
+    assert again.masses is first.masses
+    assert not torch.equal(again.positions, first.positions)
+    mixed = collate([Segment(0, 0, 1), Segment(1, 0, 1, stride=3)], [one, other])
+    numbers = np.concatenate([one.atomic_numbers, other.atomic_numbers])
+    assert mixed.state.atomic_numbers.tolist() == numbers.tolist()
+    assert mixed.state.n_atoms_per_system().tolist() == [one.n_atoms, other.n_atoms]
+    assert mixed.dt.tolist() == [one.dt, 3 * other.dt]
+    kept = weakref.ref(other)
+    del other
+    gc.collect()
+    assert kept() is None
 
 
 def test_a_copy_of_a_run_in_another_file_is_found() -> None:

@@ -54,6 +54,23 @@ def test_replace_leaves_the_original_alone() -> None:
     assert moved.masses is state.masses
 
 
+def test_atoms_are_counted_once_and_again_for_another_numbering() -> None:
+    batch = concatenate([hydrogen(), argon_crystal()])
+    counted = batch.n_atoms_per_system()
+    assert batch.replace(positions=batch.positions + 1.0).n_atoms_per_system() is counted
+    others = batch.system_idx.clone()
+    others[2] = 0
+    assert batch.replace(system_idx=others).n_atoms_per_system().tolist() == [3, 7]
+
+
+def test_detach_copies_only_what_carries_a_gradient() -> None:
+    state = hydrogen()
+    assert state.detach() is state
+    for name in ("positions", "velocities", "masses", "cell"):
+        carries = state.replace(**{name: getattr(state, name).clone().requires_grad_()})
+        assert not getattr(carries.detach(), name).requires_grad
+
+
 def test_select_undoes_concatenate() -> None:
     parts = [hydrogen(), argon_crystal(), argon_cluster(5)]
     batch = concatenate(parts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -41,20 +42,19 @@ class State:
 
     def __post_init__(self) -> None:
         n_atoms, n_systems = self.n_atoms, self.n_systems
-        expected = {
-            "positions": (n_atoms, 3),
-            "velocities": (n_atoms, 3),
-            "masses": (n_atoms,),
-            "atomic_numbers": (n_atoms,),
-            "system_idx": (n_atoms,),
-            "cell": (n_systems, 3, 3),
-            "pbc": (n_systems, 3),
-            **({} if self.fixed is None else {"fixed": (n_atoms,)}),
-        }
-        for name, shape in expected.items():
-            found = tuple(getattr(self, name).shape)
-            if found != shape:
-                raise ValueError(f"State.{name} must have shape {shape}, got {found}")
+        for name, shape in (
+            ("positions", (n_atoms, 3)),
+            ("velocities", (n_atoms, 3)),
+            ("masses", (n_atoms,)),
+            ("atomic_numbers", (n_atoms,)),
+            ("system_idx", (n_atoms,)),
+            ("cell", (n_systems, 3, 3)),
+            ("pbc", (n_systems, 3)),
+            ("fixed", (n_atoms,)),
+        ):
+            tensor = getattr(self, name)
+            if tensor is not None and tensor.shape != shape:
+                raise ValueError(f"State.{name} must have shape {shape}, got {tuple(tensor.shape)}")
 
     @property
     def n_atoms(self) -> int:
@@ -70,7 +70,10 @@ class State:
 
     def replace(self, **changes: Tensor) -> State:
         """The same state with some fields exchanged."""
-        return dataclasses.replace(self, **changes)
+        other = dataclasses.replace(self, **changes)
+        if "system_idx" not in changes and "_n_atoms_per_system" in self.__dict__:
+            other.__dict__["_n_atoms_per_system"] = self._n_atoms_per_system  # counted already
+        return other
 
     def _mapped(self, function: Callable[[Tensor], Tensor]) -> State:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -78,6 +81,9 @@ class State:
 
     def detach(self) -> State:
         """The same numbers, cut from any autograd graph."""
+        of_numbers = self.positions, self.velocities, self.masses, self.cell
+        if not any(tensor.requires_grad for tensor in of_numbers):
+            return self
         return self._mapped(Tensor.detach)
 
     def to(self, device: torch.device | str) -> State:
@@ -124,6 +130,10 @@ class State:
 
     def n_atoms_per_system(self) -> Tensor:
         """Atoms in each system, int64 [n_systems]."""
+        return self._n_atoms_per_system
+
+    @cached_property
+    def _n_atoms_per_system(self) -> Tensor:
         return torch.bincount(self.system_idx, minlength=self.n_systems)
 
     def temperature(self) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple, overload
 
 import numpy as np
@@ -200,47 +202,44 @@ def collate(segments: Sequence[Segment], trajectories: Sequence[Trajectory]) -> 
         raise ValueError("collate needs at least one segment")
     length = segments[0].length
     runs = [trajectories[segment.run] for segment in segments]
-    for segment, run in zip(segments, runs, strict=True):
-        _check_window(segment, run, length)
-    counts = [run.n_atoms for run in runs]
-    ends = np.cumsum(counts)
-    shape = (length, int(ends[-1]), 3)
-    positions, velocities, forces = np.empty(shape), np.empty(shape), np.empty(shape)
-    energies = np.empty((length, len(runs)))
-    for number, (segment, run) in enumerate(zip(segments, runs, strict=True)):
-        frames = segment.frames
-        atoms = slice(int(ends[number]) - counts[number], int(ends[number]))
-        positions[:, atoms] = run.positions[frames]
-        velocities[:, atoms] = run.velocities[frames]
-        forces[:, atoms] = run.forces[frames]
-        energies[:, number] = run.energies[frames]
-
+    frames = [segment.frames for segment in segments]
+    for segment, chosen, run in zip(segments, frames, runs, strict=True):
+        if segment.length != length:
+            raise ValueError(f"segments of {length} and {segment.length} frames cannot share a batch")
+        _check_window(chosen, run)
+    positions, velocities, forces, energies = (
+        # Frame by frame, the systems side by side: [length, n_atoms, 3] and [length, n_systems].
+        np.concatenate([array[chosen] for array, chosen in zip(arrays, frames, strict=True)], axis=1)
+        for arrays in (
+            [run.positions for run in runs],
+            [run.velocities for run in runs],
+            [run.forces for run in runs],
+            [run.energies[:, None] for run in runs],
+        )
+    )
+    alike, unlabelled, dt = _alike(tuple(map(weakref.ref, runs)), tuple(s.stride for s in segments))
     targets = Targets(
         torch.from_numpy(positions),
         torch.from_numpy(velocities),
         torch.from_numpy(forces),
         torch.from_numpy(energies),
         _stress(segments, runs),
-        _marked(runs, [run.unlabelled_atoms for run in runs]),
+        unlabelled,
     )
-    cells = torch.from_numpy(_cells(segments, runs, length))
-    state = State(
-        positions=targets.positions[0].clone(),
-        velocities=targets.velocities[0].clone(),
-        masses=torch.from_numpy(np.concatenate([run.masses for run in runs])),
-        atomic_numbers=torch.from_numpy(np.concatenate([run.atomic_numbers for run in runs])),
-        system_idx=torch.from_numpy(np.repeat(np.arange(len(runs), dtype=np.int64), counts)),
-        cell=cells[0].clone(),
-        pbc=torch.from_numpy(np.stack([run.pbc for run in runs])),
-        fixed=_marked(runs, [run.fixed_atoms for run in runs]),
+    cells = np.concatenate([run.cell_at(segment.start) for segment, run in zip(segments, runs, strict=True)])
+    state = alike.replace(
+        positions=torch.from_numpy(positions[0].copy()),
+        velocities=torch.from_numpy(velocities[0].copy()),
+        cell=torch.from_numpy(cells.reshape(-1, 3, 3)),
     )
-    dt = torch.tensor([s.stride * run.dt for s, run in zip(segments, runs, strict=True)], dtype=torch.float64)
     if length > 1:
         kicks = VelocityVerlet(dt).record_kicks(targets.positions, targets.velocities, targets.forces, state)
     else:  # single frames, often: of no step
-        kicks = Kicks(targets.positions[1:], targets.velocities[1:])
+        none = targets.positions[1:]
+        kicks = Kicks(none, none)
     if not all(run.fixed_cell for run in runs):
-        kicks = Kicks(kicks.positions, kicks.velocities, cells[1:])
+        later_cells = torch.from_numpy(_cells(segments, runs, length)[1:])
+        kicks = Kicks(kicks.positions, kicks.velocities, later_cells)
     small_steps = {run.small_steps for run in runs} if length > 1 else {1}
     if len(small_steps) > 1:
         raise ValueError(f"windows of {sorted(small_steps)} small steps a frame cannot share a batch")
@@ -249,6 +248,32 @@ def collate(segments: Sequence[Segment], trajectories: Sequence[Trajectory]) -> 
         columns = [run.friction(segment.frames) for segment, run in zip(segments, runs, strict=True)]
         friction = torch.from_numpy(np.stack(columns, axis=1))
     return Batch(state, targets, kicks, dt, tuple(segments), small_steps.pop(), friction)
+
+
+@lru_cache(maxsize=16)
+def _alike(
+    references: tuple[weakref.ref[Trajectory], ...], strides: tuple[int, ...]
+) -> tuple[State, Tensor | None, Tensor]:
+    """What all batches of these runs have alike: a state but for motion and cells, unlabelled atoms, dt.
+
+    Kept, since many trainings have one run; by weak references, which keep no run in memory.
+    """
+    runs = [run for run in (reference() for reference in references) if run is not None]
+    n_atoms = [run.n_atoms for run in runs]
+    nowhere = torch.zeros(sum(n_atoms), 3, dtype=torch.float64)
+    state = State(
+        positions=nowhere,
+        velocities=nowhere,
+        masses=torch.from_numpy(np.concatenate([run.masses for run in runs])),
+        atomic_numbers=torch.from_numpy(np.concatenate([run.atomic_numbers for run in runs])),
+        system_idx=torch.from_numpy(np.repeat(np.arange(len(runs), dtype=np.int64), n_atoms)),
+        cell=torch.zeros(len(runs), 3, 3, dtype=torch.float64),
+        pbc=torch.from_numpy(np.stack([run.pbc for run in runs])),
+        fixed=_marked(runs, [run.fixed_atoms for run in runs]),
+    )
+    state.n_atoms_per_system()  # counted once, and passed on by ``replace``
+    dt = torch.tensor([n * run.dt for n, run in zip(strides, runs, strict=True)], dtype=torch.float64)
+    return state, _marked(runs, [run.unlabelled_atoms for run in runs]), dt
 
 
 def _stress(segments: Sequence[Segment], runs: Sequence[Trajectory]) -> Tensor | None:
@@ -273,10 +298,8 @@ def _cells(segments: Sequence[Segment], runs: Sequence[Trajectory], length: int)
     return cells
 
 
-def _check_window(segment: Segment, run: Trajectory, length: int) -> None:
-    start, stop = segment.frames.start, segment.frames.stop
-    if segment.length != length:
-        raise ValueError(f"segments of {length} and {segment.length} frames cannot share a batch")
+def _check_window(frames: slice, run: Trajectory) -> None:
+    start, stop = frames.start, frames.stop
     if not 0 <= start < stop <= run.n_frames or run.crosses_break(start, stop):
         raise UserError(
             f"{run.file}: frames {start}:{stop} are no window of this run of {run.n_frames} frames with "
