@@ -84,7 +84,7 @@ class VelocityVerlet:
 
     def __init__(self, dt: float | Tensor) -> None:
         self.dt = torch.as_tensor(dt, dtype=torch.float64)
-        if not bool((self.dt > 0).all()):
+        if not all(dt > 0 for dt in self.dt.flatten().tolist()):
             raise ValueError(f"the time step must be positive, got {self.dt.tolist()}")
 
     def select(self, systems: Tensor) -> VelocityVerlet:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -67,9 +68,15 @@ def counts(state: State) -> Tensor:
     Counted before the roll-out and summed over processes, so that the loss and its gradient are those of
     the joined batch however it is divided, and a segment that bursts leaves the others' weight alone.
     """
-    elements = torch.bincount(state.atomic_numbers, minlength=_N_ELEMENTS)
-    systems = torch.tensor([state.n_systems], device=state.device)
-    return torch.cat([elements, systems]).double()
+    return _counted(state.atomic_numbers, state.n_systems)
+
+
+@lru_cache(maxsize=16)
+def _counted(atomic_numbers: Tensor, n_systems: int) -> Tensor:
+    """Kept: batches of the same runs have one and the same tensor of atomic numbers (``collate``)."""
+    found = torch.bincount(atomic_numbers, minlength=_N_ELEMENTS + 1).double()
+    found[-1] = n_systems
+    return found
 
 
 def no_counts(device: torch.device | str = "cpu") -> Tensor:
@@ -91,6 +98,13 @@ def _force_of_deviation(quantity: Quantity, frame: Frame, dt: Tensor | None) -> 
         raise ValueError("a term with as_force needs the time between the frames")
     time = (frame.step * dt[frame.systems])[frame.state.system_idx]
     return frame.state.masses * (2.0 / time**2 if quantity == "positions" else 1.0 / time)
+
+
+def _counted_atoms(state: State, totals: Tensor, term: Term) -> Tensor:
+    """How many atoms the mean is over: of each atom's element [n_atoms, 1], or all []."""
+    if term.per_element:
+        return totals.index_select(0, state.atomic_numbers)[:, None]
+    return totals[:_N_ELEMENTS].sum()
 
 
 class Loss:
@@ -140,7 +154,11 @@ class Loss:
         """
         weight = self.step_weights.at(frame.step, segment_length)
         whole = frame.systems.numel() == start.n_systems
-        atoms = slice(None) if whole else start.atoms_of(frame.systems)
+        atoms = None if whole else start.atoms_of(frame.systems)
+
+        def of_frame(of_start: Tensor) -> Tensor:
+            return of_start if atoms is None else of_start[atoms]
+
         parts: dict[str, Tensor] = {}
         for term in self.active_terms(segment_length):
             if term.quantity == "stress":
@@ -148,21 +166,21 @@ class Loss:
             if term.quantity == "energy":
                 reference = targets.energies[frame.step][frame.systems]
                 delta = (frame.prediction.energy - reference) / frame.state.n_atoms_per_system()
-                value = _deviation(delta, term).sum() / totals[-1]
+                value = weight * term.weight * (_deviation(delta, term).sum() / totals[-1])
             else:
                 found = {
                     "forces": frame.prediction.forces,
                     "positions": frame.state.positions,
                     "velocities": frame.state.velocities,
                 }[term.quantity]
-                reference = getattr(targets, term.quantity)[frame.step][atoms]
-                delta = found - reference
+                delta = found - of_frame(getattr(targets, term.quantity)[frame.step])
                 if term.quantity == "forces" and targets.unlabelled is not None:
-                    delta = delta.masked_fill(targets.unlabelled[atoms, None], 0.0)
+                    delta = delta.masked_fill(of_frame(targets.unlabelled)[:, None], 0.0)
                 if term.as_force and frame.step > 0:
                     delta = delta * _force_of_deviation(term.quantity, frame, dt)[:, None]
-                value = self._mean_over_atoms(delta, frame.state, totals, term)
-            parts[term.quantity] = weight * term.weight * value
+                counted = _counted_atoms(frame.state, totals, term)
+                value = (_deviation(delta, term) * (weight * term.weight / 3.0 / counted)).sum()
+            parts[term.quantity] = value
         return parts
 
     @staticmethod
@@ -176,10 +194,3 @@ class Loss:
             raise ValueError("a loss of the stress needs runs with a stress")
         delta = stress - targets.stress[frame.step][frame.systems]
         return term.weight * _deviation(delta, term).mean(-1).sum() / totals[-1]
-
-    @staticmethod
-    def _mean_over_atoms(delta: Tensor, state: State, totals: Tensor, term: Term) -> Tensor:
-        per_atom = _deviation(delta, term).mean(-1)
-        if not term.per_element:
-            return per_atom.sum() / totals[:_N_ELEMENTS].sum()
-        return (per_atom / totals[state.atomic_numbers]).sum()

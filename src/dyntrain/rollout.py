@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -124,9 +126,12 @@ class BurstGuard:
 
     def prediction_in_bounds(self, state: State, prediction: Prediction, start_energy: Tensor) -> Tensor:
         """Systems whose energy and forces are finite and within reason, bool [n_systems]."""
-        finite = self._all_atoms(state, torch.isfinite(prediction.forces.detach()).all(-1))
         change = (prediction.energy.detach() - start_energy).abs() / state.n_atoms_per_system()
-        return finite & (change <= self.max_energy)
+        fine = change <= self.max_energy  # NaN compares False
+        forces = prediction.forces.detach()
+        if math.isfinite(float(forces.sum())):  # so each of them is
+            return fine
+        return fine & self._all_atoms(state, torch.isfinite(forces).all(-1))
 
 
 # --- the loop ----------------------------------------------------------------------------------------
@@ -220,9 +225,15 @@ def _detached(frame: Frame) -> Frame:
     return Frame(frame.step, frame.state.detach(), prediction, frame.systems)
 
 
+@lru_cache(maxsize=16)
+def _numbers(n: int, device: torch.device) -> Tensor:
+    """0 … n − 1: of all systems."""
+    return torch.arange(n, device=device)
+
+
 def _frames(job: _Job, start: State, block: int | None) -> Iterator[Frame]:
     guard = job.guard
-    state, systems = start, torch.arange(start.n_systems, device=start.device)
+    state, systems = start, _numbers(start.n_systems, start.device)
     prediction = job.predict(state)
     start_energy = prediction.energy.detach()
     if guard is not None:

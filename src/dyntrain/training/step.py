@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import reduce
+from operator import add
 from typing import NamedTuple
 
 import torch
@@ -52,7 +54,7 @@ def loss_and_gradient(
             parts["stress"] = loss.at_stress(stress_term, stress, frame, batch.targets, totals)
         for name, value in parts.items():
             sums[name] = sums.get(name, 0.0) + value.detach()
-        here = torch.stack(list(parts.values())).sum()
+        here = reduce(add, parts.values())
         pending = here if pending is None else pending + here
         if backprop.block is not None and (frame.step + 1) % backprop.block == 0:
             pending.backward()
