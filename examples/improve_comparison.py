@@ -50,6 +50,9 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "egnn": {"name": "egnn", "settings": {"width": 32, "n_channels": 16}},
     "paper_egnn": {"name": "paper_egnn", "settings": {"width": 32}},
 }
+_LARGEST_RATE = {"egnn": 1e-2, "paper_egnn": 3e-3}
+"""Learning rate of new networks, as by default; kept after the start, as `dyntrain improve` does."""
+
 _PIECE = 32
 """Frames of a piece of recorded training runs: enough to see the fastest vibration in."""
 
@@ -218,7 +221,11 @@ class Comparison:
             "model": NETWORKS[self.sizes.network],
             "batch_size": self.sizes.batch_size,
             "start_from": None if start is None else str(start),
-            "curriculum": {"stages": [{"segment_length": 1, "share": 1}], "epochs": 5},
+            "curriculum": {
+                "stages": [{"segment_length": 1, "share": 1}],
+                "epochs": 5,
+                "lr": _LARGEST_RATE[self.sizes.network],
+            },
             "validation": {"n_starts": 16, "n_steps": min(40, self.sizes.held_out_steps // 6)},
             "budget": {"evaluations": evaluations, "costs": {"rollout": 1.0}},
         }

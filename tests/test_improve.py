@@ -196,6 +196,7 @@ def test_rounds_train_on_from_the_last_weights_with_all_segments(whole: Improved
     config = yaml.safe_load((folder_of(whole) / "round_02" / "training" / "config.yaml").read_text())
     assert [Path(f).name for f in config["data"]["train"]] == ["train.h5", "segments.h5", "segments.h5"]
     assert config["start_from"].endswith("round_01/training/model.pt")
+    assert config["curriculum"]["lr"] == 1e-2  # of a new network: a round learns something new
     assert whole.model.parent.parent.name == "round_02"
 
 

@@ -35,7 +35,7 @@ from dyntrain.models.files import load_model
 from dyntrain.potential import Potential
 from dyntrain.report import require_report_extra
 from dyntrain.threads import limit_threads
-from dyntrain.training import Observer, train
+from dyntrain.training import Observer, setup, train
 from dyntrain.training.folder import RunFolder
 
 _SANE_FORCE = 5.0
@@ -104,7 +104,9 @@ def improve(config: Config, observer: ImproveObserver) -> Improved:
 
 class _Improvement:
     def __init__(self, config: Config, settings: ImproveConfig, observer: ImproveObserver) -> None:
-        self.config, self.settings, self.observer = config, settings, observer
+        # Rounds learn as fast as the first training did: what they get is new (docs/research-frames.md).
+        self.config = setup.with_learning_rate(config)
+        self.settings, self.observer = settings, observer
         self.folder = ImproveFolder(Path(config.output))
         self.reference = Reference.of(settings)
         if settings.segment_length < config.max_span:
