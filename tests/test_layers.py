@@ -52,7 +52,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "state": ["errors", "units"],
     "neighbor_kernels": ["kernel"],
     "neighbor_search": ["errors", "kernel", "neighbor_kernels"],
-    "neighbors": [*_STATE, "neighbor_search"],
+    "neighbors": [*_STATE, "kernel", "neighbor_kernels", "neighbor_search"],
     "potential": [*_STATE, "neighbors"],
     "integrators": _POTENTIAL,
     "rollout": _INTEGRATORS,

@@ -129,7 +129,7 @@ def test_a_batch_lists_its_systems_one_after_the_other() -> None:
 
 
 def without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dyntrain.neighbor_search.kernel.is_installed", lambda: False)
+    monkeypatch.setattr("dyntrain.kernel.is_installed", lambda: False)
 
 
 def test_a_structure_met_before_is_not_searched_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,6 +246,21 @@ def test_with_and_without_numba_the_pairs_of_a_batch_are_the_same(monkeypatch: p
         with monkeypatch.context() as context:
             without_numba(context)
             assert_identical(found, neighbor_list(state, 4.0))
+
+
+@systems
+def test_with_and_without_numba_the_same_candidates_are_kept(
+    atoms: Atoms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of systems in a batch and alone, with a skin; also those at the cutoff to the last digit."""
+    pytest.importorskip("numba")
+    state = concatenate([State.from_ase(atoms), State.from_ase(SYSTEMS["skewed"])])
+    lengths = pair_vectors(state, neighbor_list(state, 4.5)).norm(dim=-1).tolist()
+    for cutoff in (3.7, *lengths[:5]):
+        found = VerletNeighbors(cutoff, skin=0.8)(state)
+        with monkeypatch.context() as context:
+            without_numba(context)
+            assert_identical(found, VerletNeighbors(cutoff, skin=0.8)(state))
 
 
 def test_the_compiled_loop_leaves_to_others_what_it_cannot_do() -> None:

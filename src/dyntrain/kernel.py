@@ -27,9 +27,18 @@ def is_installed() -> bool:
 
 def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """Sums in any order, for vector instructions, but nothing that would let NaN and infinity pass unseen."""
+    return _compiled(kernel, {"reassoc", "contract", "arcp", "nsz"})
+
+
+def compiled_as_written(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Every operation by itself and in its order: rounded as NumPy and PyTorch round it."""
+    return _compiled(kernel, set())
+
+
+def _compiled(kernel: Callable[..., Any], fastmath: set[str]) -> Callable[..., Any]:
     from numba import njit
 
-    options: dict[str, Any] = {"fastmath": {"reassoc", "contract", "arcp", "nsz"}, "error_model": "numpy"}
+    options: dict[str, Any] = {"fastmath": fastmath, "error_model": "numpy"}
     try:
         return njit(cache=True, **options)(kernel)
     except RuntimeError:  # no folder to keep it in: compiled anew in each process

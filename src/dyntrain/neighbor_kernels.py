@@ -1,6 +1,8 @@
-"""Looking at every pair of atoms of small systems, compiled: a batch at once, faster than to know its pairs.
+"""Pairs of atoms by compiled loops: every pair of small systems looked at, and those within a cutoff kept.
 
-What is found is what ``neighbor_search`` finds by numpy. Arrays are C-contiguous, float64, int64 and bool.
+The first finds what ``neighbor_search`` finds by numpy, for a batch at once and sooner than its pairs could be
+looked up; the second keeps what ``neighbors`` keeps by PyTorch's operations. Arrays are C-contiguous, float64,
+int64 and bool.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ import math
 
 import numpy as np
 
-from dyntrain.kernel import compiled
+from dyntrain.kernel import compiled, compiled_as_written
 
 
 @compiled
@@ -113,3 +115,29 @@ def find_pairs(positions, sizes, cells, pbc, cutoff, hair, most_cells):  # type:
                     n_close += squares[j] >= inner
         start += n
     return first[:n_pairs], second[:n_pairs], shifts[:n_pairs], n_close
+
+
+@compiled_as_written
+def keep_near(positions, system_idx, cells, is_periodic, i, j, shifts, cutoff):  # type: ignore[no-untyped-def]
+    """The pairs i, j [n_pairs], shifts [n_pairs, 3] that are closer than the cutoff, in their order.
+
+    Args:
+        positions: [n_atoms, 3].
+        system_idx: [n_atoms].
+        cells: [n_systems, 3, 3].
+        is_periodic: whether there are images at all.
+    """
+    first, second, images = np.empty_like(i), np.empty_like(j), np.empty_like(shifts)
+    n_near, r = 0, np.empty(3)
+    for p in range(i.shape[0]):
+        cell, shift = cells[system_idx[i[p]]], shifts[p]
+        for k in range(3):
+            r[k] = positions[j[p], k] - positions[i[p], k]
+            if is_periodic:
+                r[k] += shift[0] * cell[0, k] + shift[1] * cell[1, k] + shift[2] * cell[2, k]
+        if r[0] * r[0] + r[1] * r[1] + r[2] * r[2] < cutoff**2:
+            first[n_near], second[n_near] = i[p], j[p]
+            for k in range(3):
+                images[n_near, k] = shift[k]
+            n_near += 1
+    return first[:n_near], second[:n_near], images[:n_near]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dyntrain import kernel
 from dyntrain.neighbor_search import (
     HAIR,
     Found,
@@ -77,6 +78,8 @@ class Neighbors(Protocol):
 
 def _within(state: State, candidates: NeighborList, cutoff: float) -> NeighborList:
     """The candidates closer than the cutoff: the one place where "within" is decided, always alike."""
+    if state.device.type == "cpu" and kernel.is_installed():
+        return _compiled_within(state, candidates, cutoff)
     vectors = pair_vectors(state, candidates)
     near = ((vectors * vectors).sum(-1) < cutoff**2).nonzero().squeeze(1)
     if near.shape[0] == candidates.n_pairs:
@@ -86,6 +89,17 @@ def _within(state: State, candidates: NeighborList, cutoff: float) -> NeighborLi
         candidates.j.index_select(0, near),
         candidates.shifts.index_select(0, near),
     )
+
+
+def _compiled_within(state: State, candidates: NeighborList, cutoff: float) -> NeighborList:
+    from dyntrain.neighbor_kernels import keep_near
+
+    system = kernel.reads(state.positions, state.system_idx, state.cell)
+    pairs = kernel.reads(candidates.i, candidates.j, candidates.shifts)
+    kept = keep_near(*system, bool(state.pbc.any()), *pairs, cutoff)
+    if len(kept[0]) == candidates.n_pairs:
+        return candidates
+    return NeighborList(*(torch.from_numpy(array) for array in kept))
 
 
 class _KnownPairs:
