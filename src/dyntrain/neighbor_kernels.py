@@ -1,8 +1,8 @@
-"""Pairs of atoms by compiled loops: every pair of small systems looked at, and those within a cutoff kept.
+"""Pairs of atoms by compiled loops: every pair of small systems looked at, those within a cutoff kept.
 
-The first finds what ``neighbor_search`` finds by numpy, for a batch at once and sooner than its pairs could be
-looked up; the second keeps what ``neighbors`` keeps by PyTorch's operations. Arrays are C-contiguous, float64,
-int64 and bool.
+The first finds what ``neighbor_search`` finds by numpy, for a batch at once and sooner than its pairs could
+be looked up; the second keeps what ``neighbors`` keeps by PyTorch's operations. Arrays are C-contiguous,
+float64, int64 and bool.
 """
 
 from __future__ import annotations
