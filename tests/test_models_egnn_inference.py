@@ -9,7 +9,8 @@ import torch
 from ase.build import molecule
 from torch import Tensor
 
-from dyntrain.models import egnn_pairs, kernel
+from dyntrain import kernel
+from dyntrain.models import egnn_pairs
 from dyntrain.models.egnn import EGNN
 from dyntrain.models.pair_basis import RadialBasis
 from dyntrain.neighbors import NeighborList, neighbor_list
