@@ -1,8 +1,7 @@
 """Pairs of atoms by compiled loops: every pair of small systems looked at, those within a cutoff kept.
 
-The first finds what ``neighbor_search`` finds by numpy, for a batch at once and sooner than its pairs could
-be looked up; the second keeps what ``neighbors`` keeps by PyTorch's operations. Arrays are C-contiguous,
-float64, int64 and bool.
+The first finds what vesin finds, for a batch at once and sooner than its pairs could be looked up; the second
+keeps what ``neighbors`` keeps by PyTorch's operations. Arrays are C-contiguous, float64, int64 and bool.
 """
 
 from __future__ import annotations
@@ -76,7 +75,7 @@ def look_from(i, fractions, cell, repeats, images, squares):  # type: ignore[no-
 def find_pairs(positions, sizes, cells, pbc, cutoff, hair, most_cells):  # type: ignore[no-untyped-def]
     """Pairs closer than ``cutoff`` and a hair, in canonical order, with atoms numbered through the batch.
 
-    As in ``neighbor_search``, only the nearest image of each atom is looked at.
+    Only the nearest image of each atom is looked at (why that will do: ``neighbor_search.search_at_once``).
 
     Args:
         positions: [n_atoms, 3].

@@ -1,4 +1,4 @@
-"""The pairs of atoms of a system that are near each other: all of small ones looked at, others by vesin."""
+"""The pairs of atoms that are near each other: by vesin, or by a compiled loop over small systems."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HAIR = 1e-6
 """Å by which the search looks beyond the asked radius, so that its rounding can never lose a pair."""
 
 FEW_ATOMS = 200
-"""Up to so many, looking at every pair is faster than vesin's cell lists: 1.2 (sparse) to 4 times (dense)."""
+"""Up to so many, looking at every pair is faster than vesin's cell lists."""
 
 _FAR_CELLS = 1e6
 """Atoms further away are left to vesin: fractions of a cell would be rounded by more than a hair."""
@@ -97,20 +97,13 @@ def _completed(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
     return cell
 
 
-def search(systems: list[System], cutoff: float) -> list[Found]:
-    """Pairs of each system in canonical order; a hair too many."""
-    found = [_search_every_pair(system, cutoff) for system in systems]
-    others = [number for number, pairs in enumerate(found) if pairs is None]
-    if others:
-        for number, pairs in zip(others, _search_cells([systems[k] for k in others], cutoff), strict=True):
-            found[number] = pairs
-    return [pairs for pairs in found if pairs is not None]
-
-
 def search_at_once(
     positions: np.ndarray, sizes: np.ndarray, cells: np.ndarray, pbc: np.ndarray, cutoff: float
 ) -> FoundAtOnce | None:
-    """Pairs of a batch of small systems by a compiled loop over all of them; a hair too many.
+    """Pairs of a batch of small systems by a compiled loop over all their pairs; a hair too many.
+
+    In a cell wider than twice the cutoff at most one image of an atom is near another. Along each vector of
+    the cell it is less than half of it away, so that rounding the difference tells which image it is.
 
     Args:
         positions: [n_atoms, 3].
@@ -118,7 +111,7 @@ def search_at_once(
         cells, pbc: [n_systems, 3, 3] and [n_systems, 3].
 
     Returns:
-        None without numba, or where looking at every pair would not do (see ``_search_every_pair``).
+        None without numba, or where this would not do: large systems, narrow cells, atoms far away.
     """
     if not kernel.is_installed() or sizes.max(initial=0) > FEW_ATOMS:
         return None
@@ -134,44 +127,6 @@ def _compiled_search() -> Callable[..., Any]:
     return find_pairs
 
 
-@lru_cache(maxsize=64)
-def _every_pair(n_atoms: int) -> tuple[np.ndarray, np.ndarray]:
-    return np.triu_indices(n_atoms, 1)
-
-
-@lru_cache(maxsize=256)
-def _inverse_and_widths(cell: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Of a cell (Å): how far apart the planes are that bound it; kept, too."""
-    inverse = np.linalg.inv(np.frombuffer(cell).reshape(3, 3))
-    return inverse, 1.0 / np.linalg.norm(inverse, axis=0)
-
-
-def _search_every_pair(system: System, cutoff: float) -> Found | None:
-    """Pairs of a small system by looking at all of them; None where this would not do.
-
-    In a cell wider than twice the cutoff at most one image of an atom is near another. Along each vector of
-    the cell it is less than half of it away, so that rounding the difference tells which image it is.
-    """
-    positions, cell, pbc = system
-    if len(positions) > FEW_ATOMS:
-        return None
-    cell = cell if pbc.any() else np.eye(3)
-    inverse, widths = _inverse_and_widths(cell.tobytes())
-    fractions = (positions @ inverse).T.copy()
-    too_far = np.abs(fractions).max(initial=0.0) > _FAR_CELLS
-    if too_far or widths[pbc].min(initial=np.inf) <= 2.0 * (cutoff + HAIR):
-        return None
-    i, j = _every_pair(len(positions))
-    apart = fractions.take(j, axis=1) - fractions.take(i, axis=1)
-    images = np.rint(apart) * pbc[:, None]
-    squares = ((cell.T @ (apart - images)) ** 2).sum(0)
-    near = np.flatnonzero(squares < (cutoff + HAIR) ** 2)
-    shifts = -images.take(near, axis=1).T
-    all_within = bool(squares.take(near).max(initial=0.0) < (cutoff - HAIR) ** 2)
-    i, j, shifts = (a.astype(np.int32, order="C") for a in (i.take(near), j.take(near), shifts))
-    return Found(i, j, shifts, all_within)
-
-
 def _canonical_order(i: np.ndarray, j: np.ndarray, shifts: np.ndarray) -> np.ndarray:
     """Indices that sort by i, then j, then shift."""
     n_atoms, span = int(j.max(initial=0)) + 1, int(shifts.max(initial=0)) - int(shifts.min(initial=0)) + 1
@@ -183,8 +138,8 @@ def _canonical_order(i: np.ndarray, j: np.ndarray, shifts: np.ndarray) -> np.nda
     return torch.from_numpy(key).argsort().numpy()  # in a third of numpy's time
 
 
-def _search_cells(systems: list[System], cutoff: float) -> list[Found]:
-    """The same by vesin's cell lists, for systems of any size.
+def search(systems: list[System], cutoff: float) -> list[Found]:
+    """Pairs of each system in canonical order, a hair too many, by vesin's cell lists.
 
     All but vesin's own search is done for all systems at once: each step costs by itself, too.
     """
