@@ -26,6 +26,9 @@ BEFORE_FAILURE, AT_RANDOM, IN_DOUBT = "before a failure", "at a random time", "w
 LEAD_FS = 30.0
 """So long before a failure a segment begins: what leads there is still a sane structure."""
 
+_EARLIER_FS = (0.0, 10.0, 20.0, 30.0)
+"""Further segments before the same failure begin so much before that."""
+
 _EARLIEST_FS = 10.0
 _EARLIEST_SHARE = 0.2
 """Other segments begin after this share of the horizon: earlier the model is near known frames."""
@@ -74,10 +77,10 @@ def explore(
 ) -> Exploration:
     """Let the model run free from recorded frames and choose where the reference is asked.
 
-    Up to half of the places lie ``LEAD_FS`` before failures, as far as there are any; the others between a
-    fifth of the horizon and its end (or the failure), at random times or, with a committee, where it
-    disagrees most. Measured on ethanol, the former make long runs last and the latter make forces right: both
-    are needed (METHOD: idea 4).
+    Up to half of the places lie ``LEAD_FS`` before failures or a little earlier, as far as there are any; the
+    others between a fifth of the horizon and its end (or the failure), at random times or, with a committee,
+    where it disagrees most. Measured on ethanol, the former make long runs last and the latter make forces
+    right: both are needed (METHOD: idea 4).
 
     Args:
         runs: whose frames the free runs start from; one time step.
@@ -135,13 +138,14 @@ def whole_until(free: FreeRuns) -> FloatArray:
 def choose_places(
     free: FreeRuns, n_wanted: int, random: np.random.Generator, doubt: Doubt | None = None
 ) -> list[Place]:
-    """Half before failures, one a run; the rest, spread over the runs while they are whole, where a committee
-    disagrees, as far as there is one, then at random times."""
+    """Half before failures, up to four a run; the rest, spread over the runs while they are whole, where a
+    committee disagrees, as far as there is one, then at random times."""
     last = whole_until(free)
     lasting = np.flatnonzero(last >= _EARLIEST_FS)
-    failing = lasting[free.failed[lasting]]
-    before = sorted(random.permutation(failing)[: n_wanted // 2].tolist())
-    places = [Place(run, float(last[run]), BEFORE_FAILURE, free.reasons[run]) for run in before]
+    failing = random.permutation(lasting[free.failed[lasting]]).tolist()
+    before = [(run, float(last[run]) - earlier) for earlier in _EARLIER_FS for run in failing]
+    before = [(run, time_fs) for run, time_fs in before if time_fs >= _EARLIEST_FS][: n_wanted // 2]
+    places = [Place(run, time_fs, BEFORE_FAILURE, free.reasons[run]) for run, time_fs in sorted(before)]
     early = np.minimum(_EARLIEST_SHARE * free.run_length_fs, last)
     if doubt is not None:
         places += _in_doubt(doubt, lasting.tolist(), early, last, n_wanted - len(places))
