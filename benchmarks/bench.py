@@ -316,6 +316,14 @@ def start_rows() -> list[dict[str, Any]]:
 # --- the page ----------------------------------------------------------------------------------------
 
 
+def processor() -> str:
+    """Its name, as far as the system tells it."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def page(rows: list[dict[str, Any]]) -> str:
     marks = {True: "yes", False: "**no**", None: "–"}
     lines = [
@@ -324,13 +332,15 @@ def page(rows: list[dict[str, Any]]) -> str:
         "H2 on Pd6 at a graphene vacancy (57 atoms, periodic, 1630 directed neighbour pairs within 5 Å), "
         "batches of 8, single precision, one thread, CPU time. Contestants take turns; figures are medians, "
         "ratios medians of the rounds' ratios, so that other work on the computer does not count. "
-        f"Python {platform.python_version()}, PyTorch {torch.__version__}, "
-        f"{platform.machine()}. Made by `make bench`.",
+        f"Python {platform.python_version()}, PyTorch {torch.__version__}. Made by `make bench`.",
         "",
-        "| what | target | measured | holds |",
-        "|---|---|---|---|",
+        "| what | target | measured | holds | processor |",
+        "|---|---|---|---|---|",
     ]
-    lines += [f"| {r['what']} | {r['target']} | {r['measured']} | {marks[r['holds']]} |" for r in rows]
+    lines += [
+        f"| {r['what']} | {r['target']} | {r['measured']} | {marks[r['holds']]} | {r['processor']} |"
+        for r in rows
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -358,7 +368,9 @@ def main() -> None:
     }
     file = HERE / "results.json"
     found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() and arguments.only else {}
-    found |= {name: rows() for name, rows in groups.items() if not arguments.only or name in arguments.only}
+    for name, rows in groups.items():
+        if not arguments.only or name in arguments.only:
+            found[name] = [{**row, "processor": processor()} for row in rows()]
     worker.close()
     file.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     text = page([row for name in groups for row in found.get(name, [])])
