@@ -209,6 +209,7 @@ def test_a_committee_begins_segments_where_it_disagrees(data: dict[str, list[str
     places = record_of(found)["rounds"][1]["places"]
     assert {place["why"] for place in places} <= {BEFORE_FAILURE, IN_DOUBT}
     assert "3 networks lie" in places[-1]["told"] and places[-1]["told"] in found.page.read_text()
+    assert "where the model and a committee of 2 disagree" in found.page.read_text()
     configs = {
         name: yaml.safe_load((folder / name / "config.yaml").read_text())
         for name in (

@@ -39,12 +39,14 @@ def write_page(
         )
         for result in results
     ]
-    temperature = settings.temperature
+    temperature, committee = settings.temperature, settings.committee
     facts = {
         "reference": reference,
         "ended": finished or "not yet",
         "free runs": f"NVE, {settings.horizon}; velocities "
         + ("of the recording" if temperature is None else f"drawn at {temperature:g} K"),
+        "new segments begin": "before failures, and "
+        + (f"where the model and a committee of {committee} disagree" if committee else "at random times"),
         "a free run has failed when": results[0].criterion,
         "reference calculations for the audits": str(sum(result.audit_calls for result in results)),
         "audits that the reference failed in": str(sum(len(result.audit_failures) for result in results)),
