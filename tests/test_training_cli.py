@@ -210,10 +210,10 @@ def test_a_stop_by_max_time_is_said(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    config = write_config(tmp_path / "c.yaml", data, max_time="0.05s")
+    config = write_config(tmp_path / "c.yaml", data, max_time="0.001s")
     assert main(monkeypatch, "train", config) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-2] == "max_time (0.05s) is over; the same command goes on."
+    assert lines[-2] == "max_time (0.001s) is over; the same command goes on."
     assert Path(lines[-1]).is_file()
 
 
@@ -311,7 +311,7 @@ def test_two_processes_train_like_one(launcher: str, mixed: dict[str, list[str]]
 def test_two_processes_resume_what_one_began(data: dict[str, list[str]], tmp_path: Path) -> None:
     changes: dict[str, Any] = {"precision": "float64"}
     config = write_config(tmp_path / "c.yaml", data, **changes)
-    run(data, tmp_path / "out", max_time="0.3s", **changes)
+    run(data, tmp_path / "out", max_time="0.001s", **changes)
     begun = len(log_rows(tmp_path / "out"))
     script = tmp_path / "dyntrain"
     script.write_text("from dyntrain.cli import main\nmain()\n")

@@ -126,7 +126,7 @@ def test_other_options_resume_as_well(data: dict[str, list[str]], tmp_path: Path
     }
     assert run(data, tmp_path / "whole", **changes).finished == "max_epochs (4) reached"
     calls = 0
-    while run(data, tmp_path / "pieces", max_time="0.02s", **changes).finished is None:
+    while run(data, tmp_path / "pieces", max_time="0.001s", **changes).finished is None:
         calls += 1
         assert (tmp_path / "pieces" / "model.pt").exists()
     assert calls >= 3
@@ -138,7 +138,7 @@ def test_max_time_stops_and_the_same_call_goes_on(
 ) -> None:
     progress = []
     for _ in range(100):  # a call makes at least one step, or one part of a validation
-        result = run(data, tmp_path, max_time="0.02s")
+        result = run(data, tmp_path, max_time="0.001s")
         done = result.progress
         progress.append((done.step, done.epoch, done.validation_batch or 0))
         assert result.model.exists()
