@@ -1,18 +1,20 @@
-"""The paper's network without gradient, compiled: the same numbers as in PyTorch, and when it is used."""
+"""The paper's network in compiled loops: the same numbers as in PyTorch, and when they are used."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
 from ase.io import read
+from torch import Tensor
 
 from dyntrain import kernel
-from dyntrain.models import paper_inference, paper_rows
+from dyntrain.models import paper_inference, paper_pairs, paper_rows, paper_sweeps
 from dyntrain.models.paper_egnn import PaperEGNN
 from dyntrain.neighbors import neighbor_list
 from dyntrain.potential import Conservative, Prediction
@@ -101,3 +103,86 @@ def test_weights_that_are_no_numbers_are_not_hidden(value: float, training: bool
     found = evaluated(network, batch.select([1]))
     assert not found.energy.isfinite().any()
     assert not found.forces.isfinite().any()
+
+
+# --- with gradient ------------------------------------------------------------------------------------------
+
+
+def trained(network: PaperEGNN, state: State, of: str) -> dict[str, Tensor]:
+    """Gradients of a loss of energies, forces or both; forces are taken by autograd."""
+    positions = state.positions.clone().requires_grad_()
+    found = Conservative(network)(state.replace(positions=positions), neighbor_list(state, network.cutoff))
+    loss = torch.zeros((), dtype=torch.float64)
+    if of != "energies":
+        loss = loss + found.forces.pow(2).sum()
+    if of != "forces":
+        loss = loss + 0.1 * found.energy.pow(2).sum()
+    named = dict(network.named_parameters())
+    wanted = [positions, *named.values()]
+    gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
+    return {name: g for name, g in zip(["positions", *named], gradients, strict=True) if g is not None}
+
+
+@pytest.fixture
+def sweep_rows(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Classes of the rows of the sweeps as they are made."""
+    names: list[str] = []
+    make = paper_sweeps.sweep_rows_of
+
+    def noted(*arguments: Any) -> Any:
+        rows = make(*arguments)
+        names.append(type(rows).__name__)
+        return rows
+
+    monkeypatch.setattr(paper_sweeps, "sweep_rows_of", noted)
+    yield names
+
+
+@pytest.mark.parametrize("of", ["energies", "forces", "both"])
+@pytest.mark.parametrize("pairs_in_cache", [5, 1024])
+def test_compiled_gradients_are_those_of_double_precision(
+    of: str, pairs_in_cache: int, batch: State, sweep_rows: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As closely as PyTorch's operations in single precision come to them."""
+    monkeypatch.setattr(paper_pairs.Pairs, "PAIRS_IN_CACHE", pairs_in_cache)
+    state = batch if pairs_in_cache > 5 else batch.select([1, 2])
+    network = made(training=True)
+    compiled = trained(network, state, of)
+    assert set(sweep_rows) == {"CompiledSweepRows"}
+    sweep_rows.clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(kernel, "is_of_use", lambda like: False)
+        plain = trained(network, state, of)
+    network.set_precision("float64")
+    exact = trained(network, state, of)
+    assert set(sweep_rows) == {"SweepRows"}
+    assert exact.keys() == compiled.keys()
+    for name, expected in exact.items():
+        scale = float(expected.abs().max())
+        error, usual = (float((found[name] - expected).abs().max()) for found in (compiled, plain))
+        assert error <= max(3 * usual, 1e-5 * scale), (name, error / scale, usual / scale)
+
+
+def test_compiled_gradients_may_be_taken_twice(batch: State) -> None:
+    """Energies and forces share what is kept: neither backward pass may spoil it for the other."""
+    network, state = made(training=True), batch.select([1, 2])
+    found = Conservative(network)(state, neighbor_list(state, network.cutoff))
+    parameters = list(network.parameters())
+    losses = [found.forces.pow(2).sum(), found.energy.sum()]
+
+    def gradients(loss: Tensor) -> list[Tensor | None]:
+        return list(torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True))
+
+    first = [gradients(loss) for loss in losses]
+    again = [gradients(loss) for loss in losses]
+    for one, other in zip(first[0] + first[1], again[0] + again[1], strict=True):
+        assert (one is None and other is None) or torch.equal(one, other)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_gradients_of_weights_that_are_no_numbers_are_none(value: float, batch: State) -> None:
+    network = made(training=True)
+    with torch.no_grad():
+        network.message_layers()[1].w2.bias[3] = value
+    gradients = trained(network, batch.select([1]), "forces")
+    assert not gradients["layers.0.w1.weight"].isfinite().any()

@@ -20,7 +20,7 @@ from dyntrain.models.normed_silu import FirstOrder, NormedSiLU
 from dyntrain.models.paper_egnn import PaperEGNN
 from dyntrain.models.paper_inference import FrozenNetwork
 from dyntrain.models.paper_plain import PlainPaperEGNN
-from dyntrain.models.paper_sweeps import LayerWeights, ReadOutWeights
+from dyntrain.models.paper_weights import LayerWeights, ReadOutWeights
 from dyntrain.models.splines import DEGREE, SplineBasis, sampling_points, spline_table, weighted_rows
 from dyntrain.neighbors import neighbor_list
 from dyntrain.potential import Conservative, Prediction

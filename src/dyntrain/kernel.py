@@ -47,7 +47,7 @@ def _compiled(kernel: Callable[..., Any], fastmath: set[str]) -> Callable[..., A
 
 def reads(*tensors: Tensor) -> list[Any]:
     """NumPy's arrays of tensors that a kernel reads, C-contiguous: copies where it takes them."""
-    return [tensor.detach().contiguous().numpy() for tensor in tensors]
+    return [_detached(tensor).contiguous().numpy() for tensor in tensors]
 
 
 def writes(*tensors: Tensor) -> list[Any]:
@@ -58,4 +58,8 @@ def writes(*tensors: Tensor) -> list[Any]:
     """
     if not all(tensor.is_contiguous() for tensor in tensors):
         raise ValueError("a kernel can only write to contiguous tensors")
-    return [tensor.detach().numpy() for tensor in tensors]
+    return [_detached(tensor).numpy() for tensor in tensors]
+
+
+def _detached(tensor: Tensor) -> Tensor:
+    return tensor.detach() if tensor.requires_grad else tensor

@@ -17,8 +17,8 @@ from dyntrain.models.normed_silu import centred
 from dyntrain.models.paper_gradients import energies
 from dyntrain.models.paper_inference import FrozenNetwork
 from dyntrain.models.paper_pairs import Pairs
-from dyntrain.models.paper_sweeps import LayerWeights, ReadOutWeights
 from dyntrain.models.paper_tables import Expansion, tabulate
+from dyntrain.models.paper_weights import LayerWeights, ReadOutWeights
 from dyntrain.models.species import SpeciesIndex
 from dyntrain.neighbors import NeighborList, pair_vectors
 from dyntrain.potential import PairSlopes

@@ -11,7 +11,8 @@ from torch.autograd.function import once_differentiable
 
 from dyntrain.models.chebyshev import chebyshev_slopes, chebyshev_values
 from dyntrain.models.paper_pairs import Pairs
-from dyntrain.models.paper_sweeps import LayerSweeps, LayerWeights, ReadOutSweeps, ReadOutWeights
+from dyntrain.models.paper_sweeps import LayerSweeps, ReadOutSweeps
+from dyntrain.models.paper_weights import LayerWeights, ReadOutWeights
 
 
 class Evaluation:

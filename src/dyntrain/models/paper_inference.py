@@ -17,8 +17,9 @@ from dyntrain.models.chebyshev import chebyshev_slopes, chebyshev_values
 from dyntrain.models.normed_silu import FirstOrder
 from dyntrain.models.paper_pairs import PairBlock, Pairs
 from dyntrain.models.paper_rows import Rows, TableRows, rows_of, table_rows_of
-from dyntrain.models.paper_sweeps import LayerWeights, ReadOutSweeps, ReadOutWeights
+from dyntrain.models.paper_sweeps import ReadOutSweeps
 from dyntrain.models.paper_tables import Tables
+from dyntrain.models.paper_weights import LayerWeights, ReadOutWeights
 from dyntrain.models.splines import DEGREE, SplineBasis, weighted_rows
 from dyntrain.neighbors import NeighborList, pair_vectors
 from dyntrain.potential import PairSlopes

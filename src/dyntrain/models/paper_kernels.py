@@ -16,7 +16,7 @@ from dyntrain.kernel import compiled, reads, writes
 from dyntrain.models.normed_silu import LAYER_NORM_EPS
 from dyntrain.models.paper_pairs import PairBlock
 from dyntrain.models.paper_rows import Rows, TableRows
-from dyntrain.models.paper_sweeps import LayerWeights
+from dyntrain.models.paper_weights import LayerWeights
 
 _EPS = np.float32(LAYER_NORM_EPS)
 
@@ -120,15 +120,15 @@ def reverse_second_rows(upper, i, j, once, factor, n, slope, gain, bar):  # type
 
 
 @compiled
-def reverse_first_rows(bar, i, j, lowest, n, slope, gain, to_centre, to_neighbor):  # type: ignore[no-untyped-def]
-    """ā of the first rows in place of m̄; added to the atoms'; its first half: both directions' sums."""
+def reverse_first_rows(m_bar, i, j, lowest, n, slope, gain, bar, to_centre, to_neighbor):  # type: ignore[no-untyped-def]
+    """ā of the first rows (in place of m̄, if so called); its first half: both directions' sums."""
     n_pairs, width = i.shape[0], n.shape[1]
     for r in range(n.shape[0]):
         p = r if r < n_pairs else r - n_pairs
         receiver, sender = (i[p], j[p]) if r < n_pairs else (j[p], i[p])
         row, slopes, of_pair = bar[r], slope[r], bar[p]
         for c in range(width):
-            row[c] *= slopes[c] * gain[c]
+            row[c] = m_bar[r, c] * slopes[c] * gain[c]
         _off_norm(row, n[r])
         if not lowest:
             centre, neighbor = to_centre[receiver], to_neighbor[sender]
@@ -220,10 +220,16 @@ class CompiledRows(Rows):
         return bar
 
     def reverse_first(self, scaled: Tensor, to_atoms: tuple[Tensor, Tensor] | None) -> Tensor:
+        return self.reverse_first_into(scaled, scaled, to_atoms)
+
+    def reverse_first_into(
+        self, bar: Tensor, scaled: Tensor, to_atoms: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        """The same, in ``bar`` [n_rows, width]."""
         kept = reads(self.n1, self.slope1, self.weights.gain1)
-        sums = writes(*(to_atoms or (scaled, scaled)))  # without atoms never touched
-        reverse_first_rows(*writes(scaled), self.i, self.j, to_atoms is None, *kept, *sums)
-        return scaled[: len(self.i)]
+        out = writes(bar, *(to_atoms or (bar, bar)))  # without atoms never touched
+        reverse_first_rows(*reads(scaled), self.i, self.j, to_atoms is None, *kept, *out)
+        return bar[: len(self.i)]
 
 
 class CompiledTableRows(TableRows):

@@ -8,7 +8,7 @@ from torch import Tensor
 from dyntrain import kernel
 from dyntrain.models.normed_silu import FirstOrder
 from dyntrain.models.paper_pairs import PairBlock
-from dyntrain.models.paper_sweeps import LayerWeights
+from dyntrain.models.paper_weights import LayerWeights
 from dyntrain.models.splines import SplineBasis, weighted_rows
 
 

@@ -13,53 +13,17 @@ derivative of x along the motion.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from dyntrain.models.normed_silu import NormedSiLU
-from dyntrain.models.paper_pairs import PairBlock, Pairs
+from dyntrain.models.paper_pairs import Pairs
+from dyntrain.models.paper_sweep_rows import SweepRows, sweep_rows_of
+from dyntrain.models.paper_weights import LayerWeights, ReadOutWeights
 
 _T = TypeVar("_T")
-
-
-class LayerWeights(NamedTuple):
-    """One layer's weights as the sweeps need them: everything that a layer norm follows has mean zero.
-
-    pair:      [n_terms, width]: W1's columns for the edge features, in the basis of the distances
-    centre, neighbor: [width, width]: W1's columns for h_i and h_j
-    bias, gain, shift: the number is that of METHOD's W
-    """
-
-    pair: Tensor
-    centre: Tensor
-    neighbor: Tensor
-    bias1: Tensor
-    gain1: Tensor
-    shift1: Tensor
-    w2: Tensor
-    bias2: Tensor
-    gain2: Tensor
-    shift2: Tensor
-    w3: Tensor
-    bias3: Tensor
-    gain3: Tensor
-    shift3: Tensor
-    w4: Tensor
-    bias4: Tensor
-    gain4: Tensor
-    shift4: Tensor
-
-
-class ReadOutWeights(NamedTuple):
-    """E = w6 ReLU(w5 Σ h + bias5) + bias6."""
-
-    w5: Tensor
-    bias5: Tensor
-    w6: Tensor
-    bias6: Tensor
 
 
 class _Gradients:
@@ -78,16 +42,6 @@ class _Gradients:
     def add_site(self, number: int, gain: Tensor, shift: Tensor) -> None:
         self.add(f"gain{number}", gain)
         self.add(f"shift{number}", shift)
-
-
-@dataclass(eq=False)
-class _Block:
-    """What the sweeps keep of one block of pairs."""
-
-    where: PairBlock
-    first: NormedSiLU
-    second: NormedSiLU
-    m1_bar: Tensor | None = None
 
 
 class _Kept(NamedTuple):
@@ -120,17 +74,16 @@ class LayerSweeps:
 
     def __init__(self, weights: LayerWeights, pairs: Pairs, h: Tensor, basis: Tensor, lowest: bool) -> None:
         self.weights, self.h, self.lowest, w = weights, h, lowest, weights
-        self.blocks: list[_Block] = []
+        self.blocks: list[SweepRows] = []
         self.received = torch.zeros_like(h)
         self._kept: _Kept | None = None
         self._motion: _Motion | None = None
         of_ends = torch.cat([torch.addmm(w.bias1, h, w.centre.T), h @ w.neighbor.T])
         for where in pairs.blocks(fold=lowest):
-            rows = where.rows_of(basis[where.pairs] @ w.pair, of_ends)
-            first = NormedSiLU.of(rows, w.gain1, w.shift1)
-            second = NormedSiLU.of(torch.addmm(w.bias2, first.forward(), w.w2.T), w.gain2, w.shift2)
-            where.add_received(self.received, second.forward())
-            self.blocks.append(_Block(where, first, second))
+            block = sweep_rows_of(where, w)
+            m1 = block.first(basis[where.pairs] @ w.pair, of_ends)
+            block.second(torch.addmm(w.bias2, m1, w.w2.T), self.received)
+            self.blocks.append(block)
         x = torch.cat([h, self.received], dim=-1)
         self.third = NormedSiLU.of(torch.addmm(w.bias3, x, w.w3.T), w.gain3, w.shift3)
         self.fourth = NormedSiLU.of(torch.addmm(w.bias4, self.third.forward(), w.w4.T), w.gain4, w.shift4)
@@ -146,17 +99,11 @@ class LayerSweeps:
         m3 = self.fourth.reverse(upper) @ w.w4
         x_bar = self.third.reverse(m3) @ w.w3
         received = x_bar[:, width:].contiguous()
-        to_centre, to_neighbor = torch.zeros_like(self.h), torch.zeros_like(self.h)
+        to_centre, to_neighbor = to_atoms = torch.zeros_like(self.h), torch.zeros_like(self.h)
         for block in self.blocks:
-            where = block.where
-            m1_bar = block.second.reverse(where.received(received)) @ w.w2
-            rows = block.first.reverse(m1_bar)
-            basis_bar[where.pairs].addmm_(where.to_pairs(rows), w.pair.T)
-            if not self.lowest:
-                to_centre.index_add_(0, where.receivers, rows)
-                to_neighbor.index_add_(0, where.senders, rows)
-            if keep:
-                block.m1_bar = m1_bar
+            m1_bar = block.reverse_second(received) @ w.w2
+            of_pairs = block.reverse_first(m1_bar, None if self.lowest else to_atoms, keep)
+            basis_bar[block.where.pairs].addmm_(of_pairs, w.pair.T)
         if keep:
             self._kept = _Kept(upper, m3, received, to_centre, to_neighbor)
         if self.lowest:
@@ -168,10 +115,8 @@ class LayerSweeps:
         w, received = self.weights, torch.zeros_like(self.h)
         of_ends = None if h_dot is None else torch.cat([h_dot @ w.centre.T, h_dot @ w.neighbor.T])
         for block in self.blocks:
-            where = block.where
-            rows = where.rows_of(basis_dot[where.pairs] @ w.pair, of_ends)
-            m2_dot = block.second.tangent(block.first.tangent(rows) @ w.w2.T)
-            where.add_received(received, m2_dot)
+            m1_dot = block.tangent_first(basis_dot[block.where.pairs] @ w.pair, of_ends)
+            block.tangent_second(m1_dot @ w.w2.T, received)
         self._motion = _Motion(h_dot, received)
         change = self.fourth.tangent(self.third.tangent(self._x_dot() @ w.w3.T) @ w.w4.T)
         return change if h_dot is None else h_dot + change
@@ -185,8 +130,9 @@ class LayerSweeps:
     def rest(self) -> None:
         """Forget the motion."""
         self._motion = None
-        for site in (self.third, self.fourth, *(s for b in self.blocks for s in (b.first, b.second))):
-            site.rest()
+        moving: list[NormedSiLU | SweepRows] = [self.third, self.fourth, *self.blocks]
+        for part in moving:
+            part.rest()
 
     def reverse_tangent(
         self, upper: Tensor, basis: Tensor, basis_dot: Tensor | None, basis_bar_dot: Tensor
@@ -211,11 +157,18 @@ class LayerSweeps:
         out.add_product("w3", rows, torch.cat([self.h, self.received], dim=-1))
         x_bar_dot = rows @ w.w3
         received = x_bar_dot[:, width:].contiguous()
-        to_centre, to_neighbor = torch.zeros_like(self.h), torch.zeros_like(self.h)
+        to_centre, to_neighbor = to_atoms = torch.zeros_like(self.h), torch.zeros_like(self.h)
+        received_bar = None if basis_dot is None else _known(self._kept).received
         for block in self.blocks:
-            rows = self._reverse_tangent_block(block, received, basis, basis_dot, basis_bar_dot, out)
-            to_centre.index_add_(0, block.where.receivers, rows)
-            to_neighbor.index_add_(0, block.where.senders, rows)
+            part = block.where.pairs
+            second = block.reverse_tangent_second(received_bar, received, out.sums)
+            first = block.reverse_tangent_first(second.bar_dot @ w.w2, to_atoms, out.sums)
+            out.add_product("w2", second.bar_dot, first.m)
+            out.add_product("pair", basis[part], first.bar_dot)
+            basis_bar_dot[part].addmm_(first.bar_dot, w.pair.T)
+            if basis_dot is not None:
+                out.add_product("w2", _known(second.bar), _known(first.m_dot))
+                out.add_product("pair", basis_dot[part], _known(first.bar))
         out.add("bias1", to_centre.sum(0))
         out.add_product("centre", to_centre, self.h)
         out.add_product("neighbor", to_neighbor, self.h)
@@ -227,35 +180,6 @@ class LayerSweeps:
                 out.add_product("neighbor", kept.to_neighbor, self._motion.h)
         h_bar_dot = upper + x_bar_dot[:, :width]
         return h_bar_dot.addmm_(to_centre, w.centre).addmm_(to_neighbor, w.neighbor), out.sums
-
-    def _reverse_tangent_block(
-        self,
-        block: _Block,
-        received: Tensor,
-        basis: Tensor,
-        basis_dot: Tensor | None,
-        basis_bar_dot: Tensor,
-        out: _Gradients,
-    ) -> Tensor:
-        """The same for one block; derivative of the gradient of its rows before the first normalisation."""
-        w, where = self.weights, block.where
-        first, second = block.first.expand(), block.second.expand()
-        m2_bar = None
-        if basis_dot is not None:
-            m2_bar = where.received(_known(self._kept).received)
-        rows, *sums = second.reverse_tangent(m2_bar, where.received(received))
-        out.add_site(2, *sums)
-        out.add("bias2", rows.sum(0))
-        out.add_product("w2", rows, first.m)
-        rows, *sums = first.reverse_tangent(block.m1_bar, rows @ w.w2)
-        out.add_site(1, *sums)
-        of_pairs = where.to_pairs(rows)
-        out.add_product("pair", basis[where.pairs], of_pairs)
-        basis_bar_dot[where.pairs].addmm_(of_pairs, w.pair.T)
-        if basis_dot is not None:
-            out.add_product("w2", _known(second.a_bar), _known(first.m_dot))
-            out.add_product("pair", basis_dot[where.pairs], where.to_pairs(_known(first.a_bar)))
-        return rows
 
 
 class ReadOutSweeps:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dyntrain.models.chebyshev import chebyshev_slopes, chebyshev_values
 from dyntrain.models.normed_silu import NormedSiLU
-from dyntrain.models.paper_sweeps import LayerWeights
+from dyntrain.models.paper_weights import LayerWeights
 from dyntrain.models.splines import DEGREE, MARGIN, SplineBasis, sampling_points, spline_table, weighted_rows
 
 FEWEST_INTERVALS, MOST_INTERVALS = 128, 4096
