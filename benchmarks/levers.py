@@ -48,7 +48,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "paper_egnn": {"name": "paper_egnn", "settings": {"width": 32}},
     "mace": {"name": "mace", "cutoff": 5.0, "settings": {"num_channels": 8, "max_L": 0}},
 }
-"""Other people's need their package, and so an environment in which tblite may be missing: give the data then."""
+"""Other people's need their package, whose environment may lack tblite: then give the data."""
 
 ADJOINT_COST = 1.4
 """One more evaluation a step, without gradient; else a roll-out costs what as large a one-step batch does."""
