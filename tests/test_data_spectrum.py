@@ -13,15 +13,25 @@ from dyntrain.units import FS
 from made_runs import morse_trajectory
 
 
-def vibrating(period_fs: float, dt_fs: float = 0.5, n_frames: int = 400, breaks: tuple[int, ...] = ()):  # type: ignore[no-untyped-def]
-    """One atom swings with the period, the others ten times slower."""
+def vibrating(  # type: ignore[no-untyped-def]
+    period_fs: float,
+    dt_fs: float = 0.5,
+    n_frames: int = 400,
+    breaks: tuple[int, ...] = (),
+    overtone: float = 0.0,
+):
+    """One atom swings with the period, the others ten times slower.
+
+    Args:
+        overtone: velocity's amplitude at twice the frequency.
+    """
     run = morse_trajectory(n_frames, dt_fs=dt_fs)
     phase = 2 * math.pi * np.arange(n_frames)[:, None] * dt_fs
     slow, fast = 10 * period_fs, period_fs
     forces = np.repeat(np.sin(phase / slow)[:, None], run.n_atoms, axis=1)
     pushes = np.repeat(-slow * np.cos(phase / slow)[:, None], run.n_atoms, axis=1)
-    forces[:, 1] += 10 * np.sin(phase / fast)
-    pushes[:, 1] -= 10 * fast * np.cos(phase / fast)
+    forces[:, 1] += 10 * (np.sin(phase / fast) + 2 * overtone * np.sin(2 * phase / fast))
+    pushes[:, 1] -= 10 * fast * (np.cos(phase / fast) + overtone * np.cos(2 * phase / fast))
     velocities = pushes * FS / (2 * math.pi) / run.masses[:, None]
     alike = (np.broadcast_to(x, run.forces.shape).copy() for x in (forces, velocities))
     return run.replace(**dict(zip(("forces", "velocities"), alike, strict=True)), breaks=breaks)
@@ -33,6 +43,12 @@ def test_the_period_is_found_though_one_atom_alone_has_it(period_fs: float) -> N
     assert found is not None
     # Never slower than it is; faster by the width of the window function at most.
     assert 0.9 * period_fs < found <= period_fs * 1.01
+
+
+def test_the_overtone_of_a_hot_bond_is_no_faster_mode() -> None:
+    """It has 6 % of the bond's kinetic energy, 3 % of the atom's."""
+    found = fastest_period_fs(vibrating(9.0, overtone=0.25))
+    assert found is not None and found == pytest.approx(9.0, rel=0.08)
 
 
 @pytest.mark.parametrize("dt_fs", [4.0, 9.0, 21.5, 22.5])
