@@ -166,7 +166,9 @@ def test_compiled_gradients_are_those_of_double_precision(
 def test_compiled_gradients_may_be_taken_twice(batch: State) -> None:
     """Energies and forces share what is kept: neither backward pass may spoil it for the other."""
     network, state = made(training=True), batch.select([1, 2])
-    found = Conservative(network)(state, neighbor_list(state, network.cutoff))
+    positions = state.positions.clone().requires_grad_()
+    moved = state.replace(positions=positions)
+    found = Conservative(network)(moved, neighbor_list(state, network.cutoff))
     parameters = list(network.parameters())
     losses = [found.forces.pow(2).sum(), found.energy.sum()]
 
@@ -174,6 +176,7 @@ def test_compiled_gradients_may_be_taken_twice(batch: State) -> None:
         return list(torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True))
 
     first = [gradients(loss) for loss in losses]
+    torch.autograd.grad(2.0 * losses[1], positions, create_graph=True)  # slopes with another seed
     again = [gradients(loss) for loss in losses]
     for one, other in zip(first[0] + first[1], again[0] + again[1], strict=True):
         assert (one is None and other is None) or torch.equal(one, other)

@@ -15,8 +15,8 @@ from dyntrain.units import FS
 STABLE_SHARE = 0.8
 """Velocity Verlet is stable for steps below T_min/π; this share of it leaves room for a stiffer model."""
 
-# What holds less than this share of an atom's kinetic energy are leakage and overtones of slower modes. In a
-# Morse bond of depth D with the energy E in its vibration, the overtone has E/(4 D): 4 % at 0.8 of 5 eV.
+# What holds less than this share of an atom's kinetic energy are leakage and overtones of slower modes: in a
+# Morse bond of depth D with the energy E in its vibration the overtone has E/(4 D), 4 % at 0.8 of 5 eV.
 _SHARE_OF_ENERGY = 0.05
 _SHORTEST, _FEWEST = 32, 16
 
@@ -26,9 +26,9 @@ def fastest_period_fs(trajectory: Trajectory) -> float | None:
 
     From the power spectrum of each atom's forces over each stretch between breaks (Hann window), divided by
     ω²: that of its velocities without what a thermostat or barostat adds to them. It is the frequency above
-    which only a twentieth of the power lies; the atom with the highest counts, so that one O–H bond is seen in
-    a thousand atoms. A period below two intervals between frames is not seen in the spectrum: it would look
-    longer. Where there may be one, what accelerations and velocities say counts (`_unsampled_period_fs`).
+    which only a twentieth of the power lies; the atom with the highest counts, so that one O–H bond is seen
+    in a thousand atoms. A period below two intervals between frames is not seen in the spectrum: it would
+    look longer. Where there may be one, accelerations and velocities tell it (`_unsampled_period_fs`).
     """
     fastest = _unsampled_period_fs(trajectory)
     for first, stop in trajectory.stretches:

@@ -73,6 +73,18 @@ def _off_norm(row, x):  # type: ignore[no-untyped-def]
 
 
 @compiled
+def slopes_of_rows(n, gain, shift, slope):  # type: ignore[no-untyped-def]
+    """SiLU' from n."""
+    for r in range(n.shape[0]):
+        row, out = n[r], slope[r]
+        for c in range(row.shape[0]):
+            y = row[c] * gain[c] + shift[c]
+            sigmoid = _sigmoid(y)
+            m = y * sigmoid
+            out[c] = m + sigmoid * (float32(1.0) - m)
+
+
+@compiled
 def first_rows(of_pairs, of_ends, i, j, gain, shift, n, slope, scale, m):  # type: ignore[no-untyped-def]
     """n, SiLU', ρ and m of what each row gets from its pair, its receiver and its sender."""
     n_pairs, width = of_pairs.shape
@@ -198,24 +210,40 @@ class CompiledRows(Rows):
     def __init__(self, where: PairBlock, weights: LayerWeights) -> None:
         super().__init__(where, weights)
         self.i, self.j, self.once = _ends(where)
+        self.forget_slopes()
+
+    def forget_slopes(self) -> None:
+        """They are made again when they are needed."""
+        self._slope1: Tensor | None = None
+        self._slope2: Tensor | None = None
+
+    def slope1(self) -> Tensor:
+        if self._slope1 is None:
+            self._slope1 = _slopes(self.n1, self.weights.gain1, self.weights.shift1)
+        return self._slope1
+
+    def slope2(self) -> Tensor:
+        if self._slope2 is None:
+            self._slope2 = _slopes(self.n2, self.weights.gain2, self.weights.shift2)
+        return self._slope2
 
     def first(self, of_pairs: Tensor, of_ends: Tensor) -> Tensor:
         shape, w = (len(self.where.receivers), of_pairs.shape[1]), self.weights
-        self.n1, self.slope1, m = (of_pairs.new_empty(shape) for _ in range(3))
+        self.n1, self._slope1, m = (of_pairs.new_empty(shape) for _ in range(3))
         self.scale1 = of_pairs.new_empty(shape[0])
-        out = writes(self.n1, self.slope1, self.scale1, m)
+        out = writes(self.n1, self._slope1, self.scale1, m)
         first_rows(*reads(of_pairs, of_ends), self.i, self.j, *reads(w.gain1, w.shift1), *out)
         return m
 
     def second(self, rows: Tensor, received: Tensor) -> None:
         w = self.weights
-        self.n2, self.slope2, self.scale2 = rows, torch.empty_like(rows), rows.new_empty(rows.shape[0])
-        out = writes(self.slope2, self.scale2, received)
+        self.n2, self._slope2, self.scale2 = rows, torch.empty_like(rows), rows.new_empty(rows.shape[0])
+        out = writes(self._slope2, self.scale2, received)
         second_rows(*writes(rows), self.i, self.j, self.once, *reads(w.gain2, w.shift2), *out)
 
     def reverse_second(self, upper: Tensor) -> Tensor:
         bar = torch.empty_like(self.n2)
-        kept = reads(self.scale1 * self.scale2, self.n2, self.slope2, self.weights.gain2)
+        kept = reads(self.scale1 * self.scale2, self.n2, self.slope2(), self.weights.gain2)
         reverse_second_rows(*reads(upper), self.i, self.j, self.once, *kept, *writes(bar))
         return bar
 
@@ -226,10 +254,16 @@ class CompiledRows(Rows):
         self, bar: Tensor, scaled: Tensor, to_atoms: tuple[Tensor, Tensor] | None
     ) -> Tensor:
         """The same, in ``bar`` [n_rows, width]."""
-        kept = reads(self.n1, self.slope1, self.weights.gain1)
+        kept = reads(self.n1, self.slope1(), self.weights.gain1)
         out = writes(bar, *(to_atoms or (bar, bar)))  # without atoms never touched
         reverse_first_rows(*reads(scaled), self.i, self.j, to_atoms is None, *kept, *out)
         return bar[: len(self.i)]
+
+
+def _slopes(n: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
+    slope = torch.empty_like(n)
+    slopes_of_rows(*reads(n, gain, shift), *writes(slope))
+    return slope
 
 
 class CompiledTableRows(TableRows):

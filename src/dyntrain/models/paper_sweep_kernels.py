@@ -245,26 +245,30 @@ class CompiledSweepRows(SweepRows):
         return self.rows.reverse_second(upper)
 
     def reverse_first(self, m_bar: Tensor, to_atoms: tuple[Tensor, Tensor] | None, keep: bool) -> Tensor:
+        bar = m_bar
         if keep:
-            self.m1_bar = m_bar
-        bar = torch.empty_like(m_bar) if keep else m_bar
-        return self.rows.reverse_first_into(bar, m_bar, to_atoms)
+            self.m1_bar, bar = m_bar, torch.empty_like(m_bar)
+        of_pairs = self.rows.reverse_first_into(bar, m_bar, to_atoms)
+        if keep:  # until the backward pass, beside all other steps of a roll-out
+            self.rows.forget_slopes()
+        return of_pairs
 
     def tangent_first(self, of_pairs: Tensor, of_ends: Tensor | None) -> Tensor:
         kept = self.rows
         ends = of_pairs[:0] if of_ends is None else of_ends
         self.first_dot = _Motion(torch.empty_like(kept.n1), torch.empty_like(kept.scale1))
         m_dot = torch.empty_like(kept.n1)
-        site = reads(self.weights.gain1, kept.n1, kept.slope1, kept.scale1)
+        site = reads(self.weights.gain1, kept.n1, kept.slope1(), kept.scale1)
         tangent_first_rows(*reads(of_pairs, ends), kept.i, kept.j, *site, *writes(*self.first_dot, m_dot))
         return m_dot
 
     def tangent_second(self, rows: Tensor, received: Tensor) -> None:
         kept = self.rows
         self.second_dot = _Motion(rows, torch.empty_like(kept.scale2))
-        site = reads(self.weights.gain2, kept.n2, kept.slope2, kept.scale2)
+        site = reads(self.weights.gain2, kept.n2, kept.slope2(), kept.scale2)
         out = writes(self.second_dot.growth, received)
         tangent_second_rows(*writes(rows), kept.i, kept.j, kept.once, *site, *out)
+        kept.forget_slopes()
 
     def rest(self) -> None:
         self.first_dot = self.second_dot = None
