@@ -64,12 +64,12 @@ def evaluated(network: PaperEGNN, state: State) -> Prediction:
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("pairs_at_a_time", [5, 768])
+@pytest.mark.parametrize("pairs_in_cache", [5, 1024])
 def test_compiled_is_the_plain_form(
-    training: bool, pairs_at_a_time: int, batch: State, used: list[str], monkeypatch: pytest.MonkeyPatch
+    training: bool, pairs_in_cache: int, batch: State, used: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(paper_inference, "PAIRS_AT_A_TIME", pairs_at_a_time)
-    state = batch if pairs_at_a_time > 5 else batch.select([1, 2])
+    monkeypatch.setattr(paper_pairs.Pairs, "PAIRS_IN_CACHE", pairs_in_cache)
+    state = batch if pairs_in_cache > 5 else batch.select([1, 2])
     network = made(training=training)
     compiled = evaluated(network, state)
     assert set(used) == ({"CompiledRows"} if training else {"CompiledRows", "CompiledTableRows"})

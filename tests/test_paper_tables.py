@@ -14,7 +14,7 @@ from ase.io import read
 
 from dyntrain.calculator import Calculator
 from dyntrain.integrators import VelocityVerlet
-from dyntrain.models import paper_inference, paper_tables
+from dyntrain.models import paper_pairs, paper_tables
 from dyntrain.models.files import save_model
 from dyntrain.models.normed_silu import FirstOrder, NormedSiLU
 from dyntrain.models.paper_egnn import PaperEGNN
@@ -194,7 +194,7 @@ def test_blocks_of_pairs_do_not_change_the_numbers(
 ) -> None:
     network, small = made(width=16).train(training), batch.select([2, 3])
     whole = evaluated(network, small)
-    monkeypatch.setattr(paper_inference, "PAIRS_AT_A_TIME", 2)
+    monkeypatch.setattr(paper_pairs.Pairs, "PAIRS_IN_CACHE", 2)
     found = evaluated(network, small)
     torch.testing.assert_close(found.energy, whole.energy, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(found.forces, whole.forces, rtol=1e-5, atol=1e-5)

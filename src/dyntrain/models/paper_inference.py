@@ -25,9 +25,6 @@ from dyntrain.neighbors import NeighborList, pair_vectors
 from dyntrain.potential import PairSlopes
 from dyntrain.state import State
 
-PAIRS_AT_A_TIME = 768
-"""Fewer than in training, whose blocks leave the cache anyway; 512 to 1024 are alike."""
-
 # --- edge features of a block of pairs ----------------------------------------------------------------
 
 
@@ -111,7 +108,7 @@ class _Layer:
         for of_block in features:
             rows = rows_of(of_block.where, w)
             m1 = rows.first(of_block.of_pairs(w.pair), of_ends)
-            rows.second(torch.addmm(w.bias2, m1, w.w2.T), received)
+            rows.second(m1 @ w.w2.T, received)
             self.blocks.append((of_block, rows))
         self.update = _Update(w, h, torch.addmm(w.bias3, torch.cat([h, received], dim=-1), w.w3.T))
 
@@ -142,7 +139,7 @@ class _TabulatedLayer:
     ) -> None:
         self.blocks: list[TableRows] = []
         rows = torch.addmm(w.bias3, h, w.w3[:, : h.shape[1]].T).index_select(0, columns)
-        for where in pairs.blocks(fold=True, size=PAIRS_AT_A_TIME):
+        for where in pairs.blocks(fold=True):
             begins = tables.begins[columns[where.receivers], columns[where.senders]]
             self.blocks.append(table_rows_of(where, tables.messages, basis, begins))
             self.blocks[-1].add_received(rows)
@@ -198,9 +195,7 @@ class FrozenNetwork:
         slopes = torch.zeros_like(distances)
         basis = SplineBasis(distances, self.range_end, self.tables.n_intervals, self.h.dtype)
         lowest = _TabulatedLayer(self.layers[0], self.tables, pairs, columns, self.h, basis)
-        features = [
-            _SplineFeatures(where, basis, slopes) for where in pairs.blocks(fold=False, size=PAIRS_AT_A_TIME)
-        ]
+        features = [_SplineFeatures(where, basis, slopes) for where in pairs.blocks(fold=False)]
         energy, h_bar = self._higher(lowest.update.output, pairs, features)
         lowest.reverse(h_bar, slopes)
         return energy, slopes
@@ -212,7 +207,7 @@ class FrozenNetwork:
         basis = basis64.to(h.dtype)
         gradient = torch.zeros_like(basis)
         once, twice = (
-            [_ChebyshevFeatures(where, basis, gradient) for where in pairs.blocks(fold, PAIRS_AT_A_TIME)]
+            [_ChebyshevFeatures(where, basis, gradient) for where in pairs.blocks(fold)]
             for fold in (True, False)
         )
         lowest = _Layer(self.layers[0], h, once, lowest=True)

@@ -99,12 +99,15 @@ def first_rows(of_pairs, of_ends, i, j, gain, shift, n, slope, scale, m):  # typ
 
 
 @compiled
-def second_rows(rows, i, j, once, gain, shift, slope, scale, received):  # type: ignore[no-untyped-def]
-    """n in place of the rows, SiLU' and ρ; m is added to what its atoms receive."""
+def second_rows(rows, i, j, once, bias, gain, shift, slope, scale, received):  # type: ignore[no-untyped-def]
+    """n in place of W2's rows, SiLU' and ρ; m is added to what its atoms receive."""
     n_pairs, width = i.shape[0], rows.shape[1]
     m = np.empty(width, np.float32)
     for r in range(rows.shape[0]):
-        scale[r] = _normed_silu(rows[r], gain, shift, slope[r], m)
+        row = rows[r]
+        for c in range(width):
+            row[c] += bias[c]
+        scale[r] = _normed_silu(row, gain, shift, slope[r], m)
         atom = received[i[r] if r < n_pairs else j[r - n_pairs]]
         for c in range(width):
             atom[c] += m[c]
@@ -239,7 +242,7 @@ class CompiledRows(Rows):
         w = self.weights
         self.n2, self._slope2, self.scale2 = rows, torch.empty_like(rows), rows.new_empty(rows.shape[0])
         out = writes(self._slope2, self.scale2, received)
-        second_rows(*writes(rows), self.i, self.j, self.once, *reads(w.gain2, w.shift2), *out)
+        second_rows(*writes(rows), self.i, self.j, self.once, *reads(w.bias2, w.gain2, w.shift2), *out)
 
     def reverse_second(self, upper: Tensor) -> Tensor:
         bar = torch.empty_like(self.n2)

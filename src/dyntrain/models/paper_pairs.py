@@ -100,15 +100,14 @@ class Pairs:
         n_alike = i.shape[0] - int(unlike.sum())
         return cls(i[order], j[order], n_alike, state.system_idx, state.n_systems), order
 
-    def blocks(self, fold: bool, size: int | None = None) -> Iterator[PairBlock]:
+    def blocks(self, fold: bool) -> Iterator[PairBlock]:
         """On a CPU blocks that stay in its cache, elsewhere one (or two).
 
         Args:
             fold: rows that are the same in both directions are there once.
-            size: pairs of a block on a CPU; default PAIRS_IN_CACHE.
         """
         n_pairs = self.i.shape[0]
-        size = (size or self.PAIRS_IN_CACHE) if self.i.device.type == "cpu" else max(n_pairs, 1)
+        size = self.PAIRS_IN_CACHE if self.i.device.type == "cpu" else max(n_pairs, 1)
         n_folded = self.n_alike if fold else 0
         for first, last, once in ((0, n_folded, True), (n_folded, n_pairs, False)):
             step = 2 * size if once else size

@@ -29,7 +29,7 @@ def _forms(like: Tensor) -> tuple[type[Rows], type[TableRows]]:
 
 
 class Rows:
-    """m = SiLU(LN(W2 SiLU(LN(a)) + b2)) of each direction of some pairs; W2 itself is the caller's."""
+    """m = SiLU(LN(W2 SiLU(LN(a)) + b2)) of each direction of some pairs; the caller multiplies by W2."""
 
     def __init__(self, where: PairBlock, weights: LayerWeights) -> None:
         self.where, self.weights = where, weights
@@ -41,8 +41,10 @@ class Rows:
         return m
 
     def second(self, rows: Tensor, received: Tensor) -> None:
-        """Adds m to what the atoms receive, from W2's rows, which are overwritten."""
-        self._second, m = FirstOrder.of(rows, self.weights.gain2, self.weights.shift2)
+        """Adds m to what the atoms receive, from W2 m1, which is overwritten."""
+        self._second, m = FirstOrder.of(
+            rows.add_(self.weights.bias2), self.weights.gain2, self.weights.shift2
+        )
         self.where.add_received(received, m)
 
     def reverse_second(self, upper: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ def sweep_rows_of(where: PairBlock, weights: LayerWeights) -> SweepRows:
 
 
 class SweepRows:
-    """m = SiLU(LN(W2 SiLU(LN(a)) + b2)) of each direction of some pairs; W2 itself is the caller's."""
+    """m = SiLU(LN(W2 SiLU(LN(a)) + b2)) of each direction of some pairs; the caller multiplies by W2."""
 
     first_site: NormedSiLU
     second_site: NormedSiLU
@@ -61,8 +61,10 @@ class SweepRows:
         return self.first_site.forward()
 
     def second(self, rows: Tensor, received: Tensor) -> None:
-        """Adds m to what the atoms receive, from W2's rows, which are overwritten."""
-        self.second_site = NormedSiLU.of(rows, self.weights.gain2, self.weights.shift2)
+        """Adds m to what the atoms receive, from W2 m1, which is overwritten."""
+        self.second_site = NormedSiLU.of(
+            rows.add_(self.weights.bias2), self.weights.gain2, self.weights.shift2
+        )
         self.where.add_received(received, self.second_site.forward())
 
     def reverse_second(self, upper: Tensor) -> Tensor:
@@ -91,7 +93,7 @@ class SweepRows:
         return self.first_site.tangent(self.where.rows_of(of_pairs, of_ends))
 
     def tangent_second(self, rows: Tensor, received: Tensor) -> None:
-        """Adds ṁ to the change of what the atoms receive, from that of W2's rows, which are overwritten."""
+        """Adds ṁ to the change of what the atoms receive, from that of W2 m1, which is overwritten."""
         self.where.add_received(received, self.second_site.tangent(rows))
 
     def rest(self) -> None:

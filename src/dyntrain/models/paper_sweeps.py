@@ -82,7 +82,7 @@ class LayerSweeps:
         for where in pairs.blocks(fold=lowest):
             block = sweep_rows_of(where, w)
             m1 = block.first(basis[where.pairs] @ w.pair, of_ends)
-            block.second(torch.addmm(w.bias2, m1, w.w2.T), self.received)
+            block.second(m1 @ w.w2.T, self.received)
             self.blocks.append(block)
         x = torch.cat([h, self.received], dim=-1)
         self.third = NormedSiLU.of(torch.addmm(w.bias3, x, w.w3.T), w.gain3, w.shift3)
