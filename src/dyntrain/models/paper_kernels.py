@@ -136,7 +136,10 @@ def reverse_second_rows(upper, i, j, once, factor, n, slope, gain, bar):  # type
 
 @compiled
 def reverse_first_rows(m_bar, i, j, lowest, n, slope, gain, bar, to_centre, to_neighbor):  # type: ignore[no-untyped-def]
-    """ā of the first rows (in place of m̄, if so called); its first half: both directions' sums."""
+    """ā of the first rows (not in place of m̄: the loop would not be vectorised); added to the atoms'.
+
+    Its first half: both directions' sums.
+    """
     n_pairs, width = i.shape[0], n.shape[1]
     for r in range(n.shape[0]):
         p = r if r < n_pairs else r - n_pairs
@@ -251,12 +254,7 @@ class CompiledRows(Rows):
         return bar
 
     def reverse_first(self, scaled: Tensor, to_atoms: tuple[Tensor, Tensor] | None) -> Tensor:
-        return self.reverse_first_into(scaled, scaled, to_atoms)
-
-    def reverse_first_into(
-        self, bar: Tensor, scaled: Tensor, to_atoms: tuple[Tensor, Tensor] | None
-    ) -> Tensor:
-        """The same, in ``bar`` [n_rows, width]."""
+        bar = torch.empty_like(scaled)
         kept = reads(self.n1, self.slope1(), self.weights.gain1)
         out = writes(bar, *(to_atoms or (bar, bar)))  # without atoms never touched
         reverse_first_rows(*reads(scaled), self.i, self.j, to_atoms is None, *kept, *out)

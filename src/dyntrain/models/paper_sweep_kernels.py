@@ -245,10 +245,9 @@ class CompiledSweepRows(SweepRows):
         return self.rows.reverse_second(upper)
 
     def reverse_first(self, m_bar: Tensor, to_atoms: tuple[Tensor, Tensor] | None, keep: bool) -> Tensor:
-        bar = m_bar
         if keep:
-            self.m1_bar, bar = m_bar, torch.empty_like(m_bar)
-        of_pairs = self.rows.reverse_first_into(bar, m_bar, to_atoms)
+            self.m1_bar = m_bar
+        of_pairs = self.rows.reverse_first(m_bar, to_atoms)
         if keep:  # until the backward pass, beside all other steps of a roll-out
             self.rows.forget_slopes()
         return of_pairs
