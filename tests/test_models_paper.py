@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from dyntrain.models import paper_pairs
 from dyntrain.models.chebyshev import (
+    ChebyshevBasis,
     chebyshev_coefficients,
     chebyshev_slopes,
     chebyshev_values,
@@ -41,6 +42,21 @@ def test_chebyshev_slopes_are_the_derivatives() -> None:
     for k in range(20):
         (expected,) = torch.autograd.grad(values[:, k].sum(), d, retain_graph=True)
         torch.testing.assert_close(slopes[:, k], expected, rtol=1e-10, atol=1e-10)
+
+
+def test_what_depends_on_the_basis_has_the_right_derivatives() -> None:
+    """f = Σ_k a_k T_k²/2 of each pair, whose gradient in T_k is a_k T_k."""
+    torch.manual_seed(0)
+    d = torch.linspace(0.3, 5.9, 7, dtype=torch.float64, requires_grad=True)
+    weights, motion = torch.randn(9, dtype=torch.float64), torch.randn(7, dtype=torch.float64)
+    values = chebyshev_values(d, RANGE, 9)
+    (slopes,) = torch.autograd.grad((0.5 * weights * values**2).sum(), d, create_graph=True)
+    (slopes_dot,) = torch.autograd.grad(slopes, d, motion)
+    basis = ChebyshevBasis(d.detach(), RANGE, 9, torch.float64)
+    torch.testing.assert_close(basis.values, values.detach(), rtol=0, atol=1e-13)
+    bar, bar_dot = weights * basis.values, weights * basis.change(motion)
+    torch.testing.assert_close(basis.slopes(bar), slopes.detach(), rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(basis.slopes_change(bar, bar_dot, motion), slopes_dot, rtol=1e-10, atol=1e-10)
 
 
 def test_the_expansion_equals_the_fourier_features() -> None:

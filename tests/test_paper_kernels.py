@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dyntrain import kernel
 from dyntrain.models import paper_inference, paper_pairs, paper_rows, paper_sweeps
+from dyntrain.models.chebyshev import ChebyshevBasis
 from dyntrain.models.paper_egnn import PaperEGNN
 from dyntrain.neighbors import neighbor_list
 from dyntrain.potential import Conservative, Prediction
@@ -103,6 +104,28 @@ def test_weights_that_are_no_numbers_are_not_hidden(value: float, training: bool
     found = evaluated(network, batch.select([1]))
     assert not found.energy.isfinite().any()
     assert not found.forces.isfinite().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n_terms", [1, 2, 60])
+def test_the_compiled_basis_is_the_plain_one(dtype: torch.dtype, n_terms: int) -> None:
+    from dyntrain.models.chebyshev_kernels import CompiledChebyshevBasis
+
+    torch.manual_seed(0)
+    distances, motion = 5.9 * torch.rand(23, dtype=torch.float64), torch.randn(23, dtype=torch.float64)
+    bar, bar_dot = torch.randn(2, 23, n_terms, dtype=dtype)
+    for of in (distances, distances[:0]):
+        here = slice(len(of))
+        plain, ours = (form(of, 6.0, n_terms, dtype) for form in (ChebyshevBasis, CompiledChebyshevBasis))
+        tolerance = {"rtol": 1e-6, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 1e-9, "atol": 1e-9}
+        torch.testing.assert_close(ours.values, plain.values, **tolerance)
+        torch.testing.assert_close(ours.change(motion[here]), plain.change(motion[here]), **tolerance)
+        torch.testing.assert_close(ours.slopes(bar[here]), plain.slopes(bar[here]), rtol=1e-9, atol=1e-9)
+        arguments = (bar[here], bar_dot[here], motion[here])
+        changes = (form.slopes_change(*arguments) for form in (ours, plain))
+        torch.testing.assert_close(*changes, rtol=1e-9, atol=1e-9)
+    with pytest.raises(ValueError, match="beyond"):
+        CompiledChebyshevBasis(torch.tensor([6.5], dtype=torch.float64), 6.0, n_terms, dtype)
 
 
 # --- with gradient ------------------------------------------------------------------------------------------

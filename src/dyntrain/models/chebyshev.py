@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from dyntrain import kernel
 
 
 def fourier_features(distances: Tensor, frequencies: Tensor) -> Tensor:
@@ -48,6 +51,65 @@ def chebyshev_slopes(n_terms: int, range_end: float) -> Tensor:
     slopes = torch.where(odd, 2.0 * column.double(), 0.0)
     slopes[0] *= 0.5
     return slopes * (2.0 / range_end)
+
+
+def chebyshev_basis(distances: Tensor, range_end: float, n_terms: int, dtype: torch.dtype) -> ChebyshevBasis:
+    """Compiled where that is of use."""
+    if kernel.is_of_use(distances):
+        from dyntrain.models.chebyshev_kernels import CompiledChebyshevBasis
+
+        return CompiledChebyshevBasis(distances, range_end, n_terms, dtype)
+    return ChebyshevBasis(distances, range_end, n_terms, dtype)
+
+
+class ChebyshevBasis:
+    """T_k of each pair's distance d, k < n_terms, and what a function of them needs of their derivatives.
+
+    Args:
+        distances: [n_pairs] Å, float64. dtype: of ``values``; everything is summed in double precision.
+
+    Raises:
+        ValueError: a distance is outside the range.
+    """
+
+    values: Tensor
+    """[n_pairs, n_terms]."""
+
+    def __init__(self, distances: Tensor, range_end: float, n_terms: int, dtype: torch.dtype) -> None:
+        check_range(distances, range_end)
+        self.distances, self.range_end, self.dtype = distances, range_end, dtype
+        self.shape = (distances.shape[0], n_terms)
+        self.x_slope = 2.0 / range_end
+        self.x = self.x_slope * distances - 1.0
+        self.values = self._fill()
+
+    def _fill(self) -> Tensor:
+        return self._values64.to(self.dtype)
+
+    @cached_property
+    def _values64(self) -> Tensor:
+        return chebyshev_values(self.distances, self.range_end, self.shape[1])
+
+    @cached_property
+    def _to_slopes(self) -> Tensor:
+        return chebyshev_slopes(self.shape[1], self.range_end).to(self.distances.device)
+
+    @cached_property
+    def _slopes64(self) -> Tensor:
+        return self._values64 @ self._to_slopes
+
+    def slopes(self, bar: Tensor) -> Tensor:
+        """dE/dd [n_pairs] float64, from the gradient of ``values``."""
+        return (bar * self._slopes64).sum(-1)
+
+    def change(self, motion: Tensor) -> Tensor:
+        """That of ``values`` along a motion ḋ [n_pairs]."""
+        return (self._slopes64 * motion[:, None]).to(self.dtype)
+
+    def slopes_change(self, bar: Tensor, bar_dot: Tensor, motion: Tensor) -> Tensor:
+        """That of ``slopes(bar)`` along a motion, ``bar_dot``: that of ``bar``."""
+        bends = (self._slopes64 @ self._to_slopes).mul_(motion[:, None])
+        return (bar_dot * self._slopes64 + bar * bends).sum(-1)
 
 
 def chebyshev_coefficients(frequencies: Tensor, range_end: float, tolerance: float = 1e-10) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dyntrain.models.chebyshev import chebyshev_slopes, chebyshev_values
+from dyntrain.models.chebyshev import chebyshev_basis
 from dyntrain.models.paper_pairs import Pairs
 from dyntrain.models.paper_sweeps import LayerSweeps, ReadOutSweeps
 from dyntrain.models.paper_weights import LayerWeights, ReadOutWeights
@@ -31,9 +31,8 @@ class Evaluation:
         n_read_out, size = len(ReadOutWeights._fields), len(LayerWeights._fields)
         of_layers = [LayerWeights(*rest[at : at + size]) for at in range(0, len(rest) - n_read_out, size)]
         n_terms = of_layers[0].pair.shape[0]
-        self.basis64 = chebyshev_values(distances, range_end, n_terms)
-        self.to_slopes = chebyshev_slopes(n_terms, range_end).to(distances.device)
-        self.basis = self.basis64.to(h.dtype)
+        self.chebyshev = chebyshev_basis(distances, range_end, n_terms, h.dtype)
+        self.basis = self.chebyshev.values
         self.layers: list[LayerSweeps] = []
         for of_layer in of_layers:
             layer = LayerSweeps(of_layer, pairs, h, self.basis, lowest=not self.layers)
@@ -53,10 +52,9 @@ class Evaluation:
         basis_bar = torch.zeros_like(self.basis)
         for layer in reversed(self.layers):
             h_bar = layer.reverse(h_bar, basis_bar, keep)
-        slope64 = self.basis64 @ self.to_slopes
         if keep:
-            self.kept_seed, self.slope64, self.basis_bar = seed, slope64, basis_bar
-        return (basis_bar * slope64).sum(-1)
+            self.kept_seed, self.basis_bar = seed, basis_bar
+        return self.chebyshev.slopes(basis_bar)
 
     def along(self, motion: Tensor, seed: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Derivatives along a motion ḋ [n_pairs] of the energy, the slopes and the weights' gradients.
@@ -66,16 +64,14 @@ class Evaluation:
         """
         if self.kept_seed is not seed:  # other slopes were asked for since
             self.slopes(seed, keep=True)
-        basis_dot64 = self.slope64 * motion[:, None]
-        basis_dot = basis_dot64.to(self.basis.dtype)
+        basis_dot = self.chebyshev.change(motion)
         h_dot = self.layers[0].tangent(None, basis_dot)
         for layer in self.layers[1:]:
             h_dot = layer.tangent(h_dot, basis_dot)
         energy_dot = self.read_out.tangent(h_dot).double()
         seed_dot = torch.zeros_like(self.energy)
         basis_bar_dot, gradients = self._reverse_tangent(seed_dot, basis_dot)
-        bend64 = (self.slope64 @ self.to_slopes).mul_(motion[:, None])
-        slopes_dot = (basis_bar_dot * self.slope64 + self.basis_bar * bend64).sum(-1)
+        slopes_dot = self.chebyshev.slopes_change(self.basis_bar, basis_bar_dot, motion)
         return energy_dot, slopes_dot, gradients
 
     def weight_gradients(self, seed: Tensor) -> list[Tensor]:

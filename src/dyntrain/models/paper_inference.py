@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dyntrain.models.chebyshev import chebyshev_slopes, chebyshev_values
+from dyntrain.models.chebyshev import chebyshev_basis
 from dyntrain.models.normed_silu import FirstOrder
 from dyntrain.models.paper_pairs import PairBlock, Pairs
 from dyntrain.models.paper_rows import Rows, TableRows, rows_of, table_rows_of
@@ -202,19 +202,16 @@ class FrozenNetwork:
 
     def _plainly(self, h: Tensor, pairs: Pairs, distances: Tensor) -> tuple[Tensor, Tensor]:
         """The same without tables."""
-        n_terms = self.layers[0].pair.shape[0]
-        basis64 = chebyshev_values(distances, self.range_end, n_terms)
-        basis = basis64.to(h.dtype)
-        gradient = torch.zeros_like(basis)
+        basis = chebyshev_basis(distances, self.range_end, self.layers[0].pair.shape[0], h.dtype)
+        gradient = torch.zeros_like(basis.values)
         once, twice = (
-            [_ChebyshevFeatures(where, basis, gradient) for where in pairs.blocks(fold)]
+            [_ChebyshevFeatures(where, basis.values, gradient) for where in pairs.blocks(fold)]
             for fold in (True, False)
         )
         lowest = _Layer(self.layers[0], h, once, lowest=True)
         energy, h_bar = self._higher(lowest.update.output, pairs, twice)
         lowest.reverse(h_bar)
-        to_slopes = chebyshev_slopes(n_terms, self.range_end).to(basis64.device)
-        return energy, (gradient * (basis64 @ to_slopes)).sum(-1)
+        return energy, basis.slopes(gradient)
 
     def _higher(self, h: Tensor, pairs: Pairs, features: Sequence[_Features]) -> tuple[Tensor, Tensor]:
         """Energies, and h̄ of the lowest layer's output."""
