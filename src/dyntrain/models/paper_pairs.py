@@ -19,9 +19,12 @@ class PairBlock(NamedTuple):
 
     Where both directions have the same row, as in the lowest layer between atoms of one element, it is
     there once: ``mirrored`` then names who receives it beside ``receivers``.
+
+    pairs, rows: where they lie among all pairs, and among the rows of all blocks
     """
 
     pairs: slice
+    rows: slice
     receivers: Tensor
     senders: Tensor
     mirrored: Tensor | None
@@ -100,6 +103,10 @@ class Pairs:
         n_alike = i.shape[0] - int(unlike.sum())
         return cls(i[order], j[order], n_alike, state.system_idx, state.n_systems), order
 
+    def n_rows(self, fold: bool) -> int:
+        """Of all blocks."""
+        return 2 * self.i.shape[0] - (self.n_alike if fold else 0)
+
     def blocks(self, fold: bool) -> Iterator[PairBlock]:
         """On a CPU blocks that stay in its cache, elsewhere one (or two).
 
@@ -115,6 +122,7 @@ class Pairs:
                 part = slice(start, min(start + step, last))
                 i, j = self.i[part], self.j[part]
                 if once:
-                    yield PairBlock(part, i, j, j)
+                    yield PairBlock(part, part, i, j, j)
                 else:
-                    yield PairBlock(part, torch.cat([i, j]), torch.cat([j, i]), None)
+                    rows = slice(2 * part.start - n_folded, 2 * part.stop - n_folded)
+                    yield PairBlock(part, rows, torch.cat([i, j]), torch.cat([j, i]), None)

@@ -61,6 +61,16 @@ class _Motion(NamedTuple):
     received: Tensor
 
 
+class _Rows:
+    """A product for the rows of each block, in one array: many of a block's size leave holes in the heap."""
+
+    def __init__(self, n_rows: int, like: Tensor) -> None:
+        self.all = like.new_empty(n_rows, like.shape[1])
+
+    def product(self, block: SweepRows, x: Tensor, matrix: Tensor) -> Tensor:
+        return torch.mm(x, matrix, out=self.all[block.where.rows])
+
+
 class LayerSweeps:
     """One layer, evaluated on construction: ``output`` is the next layer's input.
 
@@ -79,10 +89,12 @@ class LayerSweeps:
         self._kept: _Kept | None = None
         self._motion: _Motion | None = None
         of_ends = torch.cat([torch.addmm(w.bias1, h, w.centre.T), h @ w.neighbor.T])
+        self.n_rows = pairs.n_rows(fold=lowest)
+        m2 = _Rows(self.n_rows, h)
         for where in pairs.blocks(fold=lowest):
             block = sweep_rows_of(where, w)
             m1 = block.first(basis[where.pairs] @ w.pair, of_ends)
-            block.second(m1 @ w.w2.T, self.received)
+            block.second(m2.product(block, m1, w.w2.T), self.received)
             self.blocks.append(block)
         x = torch.cat([h, self.received], dim=-1)
         self.third = NormedSiLU.of(torch.addmm(w.bias3, x, w.w3.T), w.gain3, w.shift3)
@@ -100,8 +112,10 @@ class LayerSweeps:
         x_bar = self.third.reverse(m3) @ w.w3
         received = x_bar[:, width:].contiguous()
         to_centre, to_neighbor = to_atoms = torch.zeros_like(self.h), torch.zeros_like(self.h)
+        kept = _Rows(self.n_rows, self.h) if keep else None
         for block in self.blocks:
-            m1_bar = block.reverse_second(received) @ w.w2
+            bar = block.reverse_second(received)
+            m1_bar = bar @ w.w2 if kept is None else kept.product(block, bar, w.w2)
             of_pairs = block.reverse_first(m1_bar, None if self.lowest else to_atoms, keep)
             basis_bar[block.where.pairs].addmm_(of_pairs, w.pair.T)
         if keep:
@@ -114,9 +128,10 @@ class LayerSweeps:
         """ḣ of the layer above from this one's (None: zero)."""
         w, received = self.weights, torch.zeros_like(self.h)
         of_ends = None if h_dot is None else torch.cat([h_dot @ w.centre.T, h_dot @ w.neighbor.T])
+        m2_dot = _Rows(self.n_rows, self.h)
         for block in self.blocks:
             m1_dot = block.tangent_first(basis_dot[block.where.pairs] @ w.pair, of_ends)
-            block.tangent_second(m1_dot @ w.w2.T, received)
+            block.tangent_second(m2_dot.product(block, m1_dot, w.w2.T), received)
         self._motion = _Motion(h_dot, received)
         change = self.fourth.tangent(self.third.tangent(self._x_dot() @ w.w3.T) @ w.w4.T)
         return change if h_dot is None else h_dot + change
