@@ -47,6 +47,11 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "tiny": {"name": "egnn", "settings": {"width": 8, "n_channels": 2}},
     "paper_egnn": {"name": "paper_egnn", "settings": {"width": 32}},
     "mace": {"name": "mace", "cutoff": 5.0, "settings": {"num_channels": 8, "max_L": 0}},
+    "nequip": {
+        "name": "nequip",
+        "cutoff": 5.0,
+        "settings": {"num_layers": 2, "l_max": 1, "num_features": 8},
+    },
 }
 """Other people's need their package, whose environment may lack tblite: then give the data."""
 

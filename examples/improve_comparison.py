@@ -51,7 +51,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "paper_egnn": {"name": "paper_egnn", "settings": {"width": 32}},
 }
 _LARGEST_RATE = {"egnn": 1e-2, "paper_egnn": 3e-3}
-"""Learning rate of new networks, as by default; kept after the start, as `dyntrain improve` does."""
+"""Learning rate of new networks, as by default; kept after the start unless `--lr` says otherwise."""
 
 _PIECE = 32
 """Frames of a piece of recorded training runs: enough to see the fastest vibration in."""
@@ -82,6 +82,7 @@ class Sizes:
 
     network: str = "egnn"
     frames: int = 2048
+    lr: tuple[float, float] | None = None
     thermalise_steps: int = 500
     held_out_steps: int = 1500
     start_evaluations: float = 20_000
@@ -224,11 +225,17 @@ class Comparison:
             "curriculum": {
                 "stages": [{"segment_length": 1, "share": 1}],
                 "epochs": 5,
-                "lr": _LARGEST_RATE[self.sizes.network],
+                "lr": self._rates[start is not None],
             },
             "validation": {"n_starts": 16, "n_steps": min(40, self.sizes.held_out_steps // 6)},
             "budget": {"evaluations": evaluations, "costs": {"rollout": 1.0}},
         }
+
+    @property
+    def _rates(self) -> tuple[float, float]:
+        """Largest learning rate of the start and of each arm."""
+        usual = _LARGEST_RATE[self.sizes.network]
+        return self.sizes.lr or (usual, usual)
 
     def _trained(self, name: str, data: list[Path], start: Path | None, evaluations: float) -> Path:
         return train(parse_config(self._config(name, data, start, evaluations))).model
@@ -355,6 +362,7 @@ def main(
             sizes,
             network=given.network,
             frames=given.frames,
+            lr=given.lr and tuple(given.lr),
             start_evaluations=given.evaluations[0],
             round_evaluations=given.evaluations[1],
             drawn_K=given.kelvin,
@@ -387,6 +395,9 @@ def _arguments(system: System, sizes: Sizes, title: str) -> argparse.Namespace:
         nargs=2,
         default=(sizes.start_evaluations, sizes.round_evaluations),
         help="of the start and of each round",
+    )
+    parser.add_argument(
+        "--lr", type=float, nargs=2, help="largest learning rate of the start and of each arm"
     )
     parser.add_argument(
         "--kelvin",

@@ -21,7 +21,7 @@ from dyntrain.models.paper_egnn import PaperEGNN
 from dyntrain.models.paper_inference import FrozenNetwork
 from dyntrain.models.paper_plain import PlainPaperEGNN
 from dyntrain.models.paper_weights import LayerWeights, ReadOutWeights
-from dyntrain.models.splines import DEGREE, SplineBasis, sampling_points, spline_table, weighted_rows
+from dyntrain.models.splines import SplineBasis, sampling_points, spline_table, weighted_rows
 from dyntrain.neighbors import neighbor_list
 from dyntrain.potential import Conservative, Prediction
 from dyntrain.rollout import StopGradient, rollout
@@ -105,9 +105,9 @@ def test_splines_reproduce_a_function_and_its_slope_on_the_whole_range() -> None
             random,
         ]
     )
-    basis = SplineBasis(d, range_end, n_intervals, torch.float64)
-    values = weighted_rows(basis.rows, basis.weights, table[0])
-    slopes = weighted_rows(basis.rows[:, :DEGREE], basis.slope_weights, table[1])
+    basis = SplineBasis.at(d, range_end, n_intervals, torch.float64)
+    values = weighted_rows(basis.begins, basis.weights, table[0])
+    slopes = weighted_rows(basis.begins, basis.slope_weights, table[1])
     phase = d[:, None] * wave_numbers
     torch.testing.assert_close(values, phase.cos(), rtol=0, atol=1e-8)
     torch.testing.assert_close(slopes, -wave_numbers * phase.sin(), rtol=0, atol=1e-6)
@@ -118,8 +118,8 @@ def test_the_error_of_splines_falls_as_the_sixth_power() -> None:
     for n_intervals in (64, 128):
         table = spline_table(sampling_points(6.0, n_intervals).mul(8.0).sin()[:, None], 6.0 / n_intervals)
         d = torch.linspace(0.01, 5.99, 400, dtype=torch.float64)
-        basis = SplineBasis(d, 6.0, n_intervals, torch.float64)
-        values = weighted_rows(basis.rows, basis.weights, table[0]).squeeze(1)
+        basis = SplineBasis.at(d, 6.0, n_intervals, torch.float64)
+        values = weighted_rows(basis.begins, basis.weights, table[0]).squeeze(1)
         found.append(float((values - (8.0 * d).sin()).abs().max()))
     assert 50 < found[0] / found[1] < 90
 
@@ -155,16 +155,16 @@ def test_the_bound_holds_at_any_distance(network: PaperEGNN) -> None:
     assert tables is not None
     random = torch.from_numpy(np.random.default_rng(1).uniform(0.0, end, 4000))
     d = torch.cat([torch.tensor([0.0, 1e-9, np.nextafter(end, 0.0)], dtype=torch.float64), random])
-    basis = SplineBasis(d, end, tables.n_intervals, torch.float32)
+    basis = SplineBasis.at(d, end, tables.n_intervals, torch.float32)
     layers = network._sweep_weights()
     for layer, weights, table, error in zip(
         network.message_layers()[1:], layers[1:], tables.features, tables.errors[:2], strict=True
     ):
         with torch.no_grad():
             values, slopes = layer.expansion(weights.pair).plain(d)
-        found = weighted_rows(basis.rows, basis.weights, table[0])
+        found = weighted_rows(basis.begins, basis.weights, table[0])
         assert float((found - values).abs().max()) < 1.5 * error.value
-        found = weighted_rows(basis.rows[:, :DEGREE], basis.slope_weights, table[1])
+        found = weighted_rows(basis.begins, basis.slope_weights, table[1])
         assert float((found - slopes).abs().max()) < 1.5 * error.slope
 
 

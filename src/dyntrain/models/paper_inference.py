@@ -20,7 +20,7 @@ from dyntrain.models.paper_rows import Rows, TableRows, rows_of, table_rows_of
 from dyntrain.models.paper_sweeps import ReadOutSweeps
 from dyntrain.models.paper_tables import Tables
 from dyntrain.models.paper_weights import LayerWeights, ReadOutWeights
-from dyntrain.models.splines import DEGREE, SplineBasis, weighted_rows
+from dyntrain.models.splines import SplineBasis
 from dyntrain.neighbors import NeighborList, pair_vectors
 from dyntrain.potential import PairSlopes
 from dyntrain.state import State
@@ -31,12 +31,14 @@ from dyntrain.state import State
 class _Features(Protocol):
     where: PairBlock
 
-    def of_pairs(self, pair: Tensor) -> Tensor:
-        """Their share of W1 ϕ, [n_pairs, width]."""
+    def first(self, rows: Rows, pair: Tensor, of_ends: Tensor) -> Tensor:
+        """``rows.first`` with their share of W1 ϕ."""
         ...
 
-    def add_gradient(self, pair: Tensor, bar: Tensor) -> None:
-        """Take in the energy's gradient with respect to that share."""
+    def reverse_first(
+        self, rows: Rows, pair: Tensor, scaled: Tensor, to_atoms: tuple[Tensor, Tensor] | None
+    ) -> None:
+        """``rows.reverse_first``, and takes in the energy's gradient with respect to that share."""
         ...
 
 
@@ -50,11 +52,13 @@ class _ChebyshevFeatures:
     def __init__(self, where: PairBlock, basis: Tensor, gradient: Tensor) -> None:
         self.where, self.basis, self.gradient = where, basis[where.pairs], gradient[where.pairs]
 
-    def of_pairs(self, pair: Tensor) -> Tensor:
-        return self.basis @ pair
+    def first(self, rows: Rows, pair: Tensor, of_ends: Tensor) -> Tensor:
+        return rows.first(self.basis @ pair, of_ends)
 
-    def add_gradient(self, pair: Tensor, bar: Tensor) -> None:
-        self.gradient.addmm_(bar, pair.T)
+    def reverse_first(
+        self, rows: Rows, pair: Tensor, scaled: Tensor, to_atoms: tuple[Tensor, Tensor] | None
+    ) -> None:
+        self.gradient.addmm_(rows.reverse_first(scaled, to_atoms), pair.T)
 
 
 class _SplineFeatures:
@@ -65,17 +69,16 @@ class _SplineFeatures:
     """
 
     def __init__(self, where: PairBlock, basis: SplineBasis, slopes: Tensor) -> None:
-        self.where, self.slopes = where, slopes[where.pairs]
-        self.rows, self.weights = basis.rows[where.pairs], basis.weights[where.pairs]
-        self.slope_rows = self.rows[:, :DEGREE].contiguous()
-        self.slope_weights = basis.slope_weights[where.pairs]
+        self.where, self.basis, self.slopes = where, basis[where.pairs], slopes[where.pairs]
 
-    def of_pairs(self, pair: Tensor) -> Tensor:
-        return weighted_rows(self.rows, self.weights, pair[0])
+    def first(self, rows: Rows, pair: Tensor, of_ends: Tensor) -> Tensor:
+        return rows.first_of_splines(pair, self.basis, of_ends)
 
-    def add_gradient(self, pair: Tensor, bar: Tensor) -> None:
-        slopes = weighted_rows(self.slope_rows, self.slope_weights, pair[1])
-        self.slopes += slopes.mul_(bar).sum(-1)
+    def reverse_first(
+        self, rows: Rows, pair: Tensor, scaled: Tensor, to_atoms: tuple[Tensor, Tensor] | None
+    ) -> None:
+        assert to_atoms is not None  # the lowest layer's messages are tabulated themselves
+        rows.reverse_first_of_splines(scaled, to_atoms, pair, self.basis, self.slopes)
 
 
 # --- layers -------------------------------------------------------------------------------------------
@@ -107,7 +110,7 @@ class _Layer:
         of_ends = torch.cat([torch.addmm(w.bias1, h, w.centre.T), h @ w.neighbor.T])
         for of_block in features:
             rows = rows_of(of_block.where, w)
-            m1 = rows.first(of_block.of_pairs(w.pair), of_ends)
+            m1 = of_block.first(rows, w.pair, of_ends)
             rows.second(m1 @ w.w2.T, received)
             self.blocks.append((of_block, rows))
         self.update = _Update(w, h, torch.addmm(w.bias3, torch.cat([h, received], dim=-1), w.w3.T))
@@ -120,8 +123,7 @@ class _Layer:
         to_centre, to_neighbor = torch.zeros_like(upper), torch.zeros_like(upper)
         to_atoms = None if self.lowest else (to_centre, to_neighbor)
         for features, rows in self.blocks:
-            bar = rows.reverse_first(rows.reverse_second(received) @ w.w2, to_atoms)
-            features.add_gradient(w.pair, bar)
+            features.reverse_first(rows, w.pair, rows.reverse_second(received) @ w.w2, to_atoms)
         if self.lowest:
             return upper
         return (upper + x_bar[:, :width]).addmm_(to_centre, w.centre).addmm_(to_neighbor, w.neighbor)
@@ -193,7 +195,7 @@ class FrozenNetwork:
         if self.tables is None:
             return self._plainly(self.h.index_select(0, columns), pairs, distances)
         slopes = torch.zeros_like(distances)
-        basis = SplineBasis(distances, self.range_end, self.tables.n_intervals, self.h.dtype)
+        basis = SplineBasis.at(distances, self.range_end, self.tables.n_intervals, self.h.dtype)
         lowest = _TabulatedLayer(self.layers[0], self.tables, pairs, columns, self.h, basis)
         features = [_SplineFeatures(where, basis, slopes) for where in pairs.blocks(fold=False)]
         energy, h_bar = self._higher(lowest.update.output, pairs, features)

@@ -17,6 +17,7 @@ from dyntrain.models.normed_silu import LAYER_NORM_EPS
 from dyntrain.models.paper_pairs import PairBlock
 from dyntrain.models.paper_rows import Rows, TableRows
 from dyntrain.models.paper_weights import LayerWeights
+from dyntrain.models.splines import SplineBasis
 
 _EPS = np.float32(LAYER_NORM_EPS)
 
@@ -28,11 +29,10 @@ def _sigmoid(y):  # type: ignore[no-untyped-def]
     # eˣ = 2ᵏ eᶠ, |f| ≤ ln 2 / 2, ln 2 in two parts
     k = np.floor(x * float32(1.4426950408889634) + float32(0.5))
     f = (x - k * float32(0.693359375)) + k * float32(2.12194440e-4)
-    p = float32(1.0 / 5040.0) * f + float32(1.0 / 720.0)
-    p = p * f + float32(1.0 / 120.0)
-    p = p * f + float32(1.0 / 24.0)
-    p = p * f + float32(1.0 / 6.0)
-    p = p * f + float32(0.5)
+    # 1 + f + …: its largest relative error in this range, 1e-7, is as small as five terms can make it
+    p = float32(0.00831252022) * f + float32(0.0418901569)
+    p = p * f + float32(0.166671146)
+    p = p * f + float32(0.499992315)
     p = (p * f + float32(1.0)) * f + float32(1.0)
     bits = (int32(k) + int32(127)) << int32(23)
     power = np.int32(bits).view(np.float32)
@@ -40,12 +40,9 @@ def _sigmoid(y):  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always")
-def _normed_silu(row, gain, shift, slope, m):  # type: ignore[no-untyped-def]
-    """n in place of a, SiLU' and m; gives ρ."""
+def _normed_silu(row, square, gain, shift, slope, m):  # type: ignore[no-untyped-def]
+    """n in place of a, SiLU' and m; gives ρ. ``square``: Σ a²."""
     width = row.shape[0]
-    square = float32(0.0)
-    for c in range(width):
-        square += row[c] * row[c]
     rho = float32(1.0) / np.sqrt(square / float32(width) + _EPS)
     for c in range(width):
         x = row[c] * rho
@@ -60,16 +57,14 @@ def _normed_silu(row, gain, shift, slope, m):  # type: ignore[no-untyped-def]
 
 @njit(inline="always")
 def _off_norm(row, x):  # type: ignore[no-untyped-def]
-    """g − ⟨g⟩ − n ⟨g n⟩ in place of g."""
+    """g − n ⟨g n⟩ in place of g: its mean does not count, as what it is multiplied with has mean zero."""
     width = row.shape[0]
-    mean, along = float32(0.0), float32(0.0)
+    along = float32(0.0)
     for c in range(width):
-        mean += row[c]
         along += row[c] * x[c]
-    mean /= float32(width)
     along /= float32(width)
     for c in range(width):
-        row[c] -= mean + x[c] * along
+        row[c] -= x[c] * along
 
 
 @compiled
@@ -93,9 +88,12 @@ def first_rows(of_pairs, of_ends, i, j, gain, shift, n, slope, scale, m):  # typ
         p = r if r < n_pairs else r - n_pairs
         receiver, sender = (i[p], j[p]) if r < n_pairs else (j[p], i[p])
         pair, centre, neighbor, row = of_pairs[p], of_ends[receiver], of_ends[n_atoms + sender], n[r]
+        square = float32(0.0)
         for c in range(width):
-            row[c] = pair[c] + centre[c] + neighbor[c]
-        scale[r] = _normed_silu(row, gain, shift, slope[r], m[r])
+            a = pair[c] + centre[c] + neighbor[c]
+            row[c] = a
+            square += a * a
+        scale[r] = _normed_silu(row, square, gain, shift, slope[r], m[r])
 
 
 @compiled
@@ -104,10 +102,12 @@ def second_rows(rows, i, j, once, bias, gain, shift, slope, scale, received):  #
     n_pairs, width = i.shape[0], rows.shape[1]
     m = np.empty(width, np.float32)
     for r in range(rows.shape[0]):
-        row = rows[r]
+        row, square = rows[r], float32(0.0)
         for c in range(width):
-            row[c] += bias[c]
-        scale[r] = _normed_silu(row, gain, shift, slope[r], m)
+            a = row[c] + bias[c]
+            row[c] = a
+            square += a * a
+        scale[r] = _normed_silu(row, square, gain, shift, slope[r], m)
         atom = received[i[r] if r < n_pairs else j[r - n_pairs]]
         for c in range(width):
             atom[c] += m[c]
@@ -158,6 +158,70 @@ def reverse_first_rows(m_bar, i, j, lowest, n, slope, gain, bar, to_centre, to_n
                 of_pair[c] += row[c]
 
 
+@njit(inline="always")
+def _spline_values(table, b, w, out):  # type: ignore[no-untyped-def]
+    """From the table's rows from b on, with weights w [6]."""
+    t0, t1, t2, t3, t4, t5 = table[b], table[b + 1], table[b + 2], table[b + 3], table[b + 4], table[b + 5]
+    for c in range(out.shape[0]):
+        out[c] = w[0] * t0[c] + w[1] * t1[c] + w[2] * t2[c] + w[3] * t3[c] + w[4] * t4[c] + w[5] * t5[c]
+
+
+@njit(inline="always")
+def _along_spline_slopes(table, b, w, bar):  # type: ignore[no-untyped-def]
+    """Σ_c bar_c times the splines' slopes; w [5]."""
+    t0, t1, t2, t3, t4 = table[b], table[b + 1], table[b + 2], table[b + 3], table[b + 4]
+    total = float32(0.0)
+    for c in range(bar.shape[0]):
+        total += bar[c] * (w[0] * t0[c] + w[1] * t1[c] + w[2] * t2[c] + w[3] * t3[c] + w[4] * t4[c])
+    return total
+
+
+@compiled
+def first_rows_of_splines(  # type: ignore[no-untyped-def]
+    table, begins, weights, of_ends, i, j, gain, shift, n, slope, scale, m
+):
+    """``first_rows`` where what a row gets from its pair comes from a table: ``weights`` [n_pairs, 6]."""
+    n_pairs, width = i.shape[0], table.shape[1]
+    n_atoms = of_ends.shape[0] // 2
+    pair = np.empty(width, np.float32)
+    for p in range(n_pairs):
+        _spline_values(table, begins[p], weights[p], pair)
+        for direction in range(2):
+            r = p + direction * n_pairs
+            receiver, sender = (i[p], j[p]) if direction == 0 else (j[p], i[p])
+            centre, neighbor, row = of_ends[receiver], of_ends[n_atoms + sender], n[r]
+            square = float32(0.0)
+            for c in range(width):
+                a = pair[c] + centre[c] + neighbor[c]
+                row[c] = a
+                square += a * a
+            scale[r] = _normed_silu(row, square, gain, shift, slope[r], m[r])
+
+
+@compiled
+def reverse_first_rows_of_splines(  # type: ignore[no-untyped-def]
+    m_bar, table, begins, weights, i, j, n, slope, gain, to_centre, to_neighbor, slopes
+):
+    """``reverse_first_rows``, and adds to dE/dd [n_pairs] from a table: ``weights`` [n_pairs, 5]."""
+    n_pairs, width = i.shape[0], n.shape[1]
+    row, of_pair = np.empty(width, np.float32), np.empty(width, np.float32)
+    for p in range(n_pairs):
+        of_pair[:] = float32(0.0)
+        for direction in range(2):
+            r = p + direction * n_pairs
+            receiver, sender = (i[p], j[p]) if direction == 0 else (j[p], i[p])
+            given, kept = m_bar[r], slope[r]
+            for c in range(width):
+                row[c] = given[c] * kept[c] * gain[c]
+            _off_norm(row, n[r])
+            centre, neighbor = to_centre[receiver], to_neighbor[sender]
+            for c in range(width):
+                centre[c] += row[c]
+                neighbor[c] += row[c]
+                of_pair[c] += row[c]
+        slopes[p] += _along_spline_slopes(table, begins[p], weights[p], of_pair)
+
+
 @compiled
 def table_values(table, begins, weights, i, j, once, received):  # type: ignore[no-untyped-def]
     """Adds splines' values to what the atoms receive: ``weights`` [n_pairs, 6], rows from ``begins`` on."""
@@ -165,17 +229,7 @@ def table_values(table, begins, weights, i, j, once, received):  # type: ignore[
     m = np.empty(width, np.float32)
     for r in range(begins.shape[0]):
         p = r if r < n_pairs else r - n_pairs
-        b, w = begins[r], weights[p]
-        t0, t1, t2, t3, t4, t5 = (
-            table[b],
-            table[b + 1],
-            table[b + 2],
-            table[b + 3],
-            table[b + 4],
-            table[b + 5],
-        )
-        for c in range(width):
-            m[c] = w[0] * t0[c] + w[1] * t1[c] + w[2] * t2[c] + w[3] * t3[c] + w[4] * t4[c] + w[5] * t5[c]
+        _spline_values(table, begins[r], weights[p], m)
         atom = received[i[p] if r < n_pairs else j[p]]
         for c in range(width):
             atom[c] += m[c]
@@ -189,16 +243,13 @@ def table_values(table, begins, weights, i, j, once, received):  # type: ignore[
 def table_slopes(table, begins, weights, i, j, once, upper, slopes):  # type: ignore[no-untyped-def]
     """Adds to dE/dd [n_pairs] of those splines; ``weights`` [n_pairs, 5]."""
     n_pairs, width = i.shape[0], table.shape[1]
+    bar = np.empty(width, np.float32)
     for r in range(begins.shape[0]):
         p = r if r < n_pairs else r - n_pairs
-        b, w = begins[r], weights[p]
-        t0, t1, t2, t3, t4 = table[b], table[b + 1], table[b + 2], table[b + 3], table[b + 4]
         atom, other = upper[i[p] if r < n_pairs else j[p]], upper[j[p]]
-        total = float32(0.0)
         for c in range(width):
-            bar = atom[c] + other[c] if once else atom[c]
-            total += bar * (w[0] * t0[c] + w[1] * t1[c] + w[2] * t2[c] + w[3] * t3[c] + w[4] * t4[c])
-        slopes[p] += total
+            bar[c] = atom[c] + other[c] if once else atom[c]
+        slopes[p] += _along_spline_slopes(table, begins[r], weights[p], bar)
 
 
 # --- the same interface as in PyTorch -----------------------------------------------------------------
@@ -241,6 +292,15 @@ class CompiledRows(Rows):
         first_rows(*reads(of_pairs, of_ends), self.i, self.j, *reads(w.gain1, w.shift1), *out)
         return m
 
+    def first_of_splines(self, table: Tensor, basis: SplineBasis, of_ends: Tensor) -> Tensor:
+        shape, w = (len(self.where.receivers), of_ends.shape[1]), self.weights
+        self.n1, self._slope1, m = (of_ends.new_empty(shape) for _ in range(3))
+        self.scale1 = of_ends.new_empty(shape[0])
+        spline, given = reads(table[0], basis.begins, basis.weights), reads(of_ends)
+        out = writes(self.n1, self._slope1, self.scale1, m)
+        first_rows_of_splines(*spline, *given, self.i, self.j, *reads(w.gain1, w.shift1), *out)
+        return m
+
     def second(self, rows: Tensor, received: Tensor) -> None:
         w = self.weights
         self.n2, self._slope2, self.scale2 = rows, torch.empty_like(rows), rows.new_empty(rows.shape[0])
@@ -260,6 +320,18 @@ class CompiledRows(Rows):
         reverse_first_rows(*reads(scaled), self.i, self.j, to_atoms is None, *kept, *out)
         return bar[: len(self.i)]
 
+    def reverse_first_of_splines(
+        self,
+        scaled: Tensor,
+        to_atoms: tuple[Tensor, Tensor],
+        table: Tensor,
+        basis: SplineBasis,
+        slopes: Tensor,
+    ) -> None:
+        given = reads(scaled, table[1], basis.begins, basis.slope_weights)
+        kept, out = reads(self.n1, self.slope1(), self.weights.gain1), writes(*to_atoms, slopes)
+        reverse_first_rows_of_splines(*given, self.i, self.j, *kept, *out)
+
 
 def _slopes(n: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
     slope = torch.empty_like(n)
@@ -271,9 +343,9 @@ class CompiledTableRows(TableRows):
     """What it does is said there."""
 
     def add_received(self, received: Tensor) -> None:
-        spline = reads(self.table[0], self.begins, self.weights)
+        spline = reads(self.table[0], self.begins, self.basis.weights)
         table_values(*spline, *_ends(self.where), *writes(received))
 
     def add_slopes(self, upper: Tensor, slopes: Tensor) -> None:
-        spline = reads(self.table[1], self.begins, self.slope_weights)
+        spline = reads(self.table[1], self.begins, self.basis.slope_weights)
         table_slopes(*spline, *_ends(self.where), *reads(upper), *writes(slopes[self.where.pairs]))

@@ -36,16 +36,15 @@ class PairBlock(NamedTuple):
             of_ends: for all atoms as receivers, then for all as senders, [2 n_atoms, width]; None: nothing.
         """
         if of_ends is None:
-            return of_pairs if self.mirrored is not None else torch.cat([of_pairs, of_pairs])
+            return self.repeated(of_pairs)
         ends = torch.stack([self.receivers, self.senders + of_ends.shape[0] // 2], dim=1)
         rows = functional.embedding_bag(ends, of_ends, mode="sum")  # a sum of two rows in one pass
         rows.view(-1, *of_pairs.shape).add_(of_pairs)
         return rows
 
     def repeated(self, of_pairs: Tensor) -> Tensor:
-        """For each row what its pair has, [n_rows, …] from that of all pairs."""
-        part = of_pairs[self.pairs]
-        return part if self.mirrored is not None else torch.cat([part, part])
+        """For each row what its pair has, [n_rows, …] from that of these pairs."""
+        return of_pairs if self.mirrored is not None else torch.cat([of_pairs, of_pairs])
 
     def to_pairs(self, rows: Tensor) -> Tensor:
         """Sum of both directions."""
@@ -88,7 +87,7 @@ class Pairs:
     system_idx: Tensor
     n_systems: int
 
-    PAIRS_IN_CACHE = 1024
+    PAIRS_IN_CACHE = 2048
 
     @classmethod
     def of(cls, state: State, neighbors: NeighborList, columns: Tensor) -> tuple[Pairs, Tensor]:

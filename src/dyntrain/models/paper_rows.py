@@ -61,6 +61,26 @@ class Rows:
             to_atoms[1].index_add_(0, self.where.senders, bar)
         return self.where.to_pairs(bar)
 
+    def first_of_splines(self, table: Tensor, basis: SplineBasis, of_ends: Tensor) -> Tensor:
+        """``first`` where the features' share comes from a table.
+
+        Args:
+            table: see ``splines.spline_table``. basis: of these pairs.
+        """
+        return self.first(weighted_rows(basis.begins, basis.weights, table[0]), of_ends)
+
+    def reverse_first_of_splines(
+        self,
+        scaled: Tensor,
+        to_atoms: tuple[Tensor, Tensor],
+        table: Tensor,
+        basis: SplineBasis,
+        slopes: Tensor,
+    ) -> None:
+        """``reverse_first``, and adds to dE/dd [n_pairs] of these pairs."""
+        bar = self.reverse_first(scaled, to_atoms)
+        slopes += weighted_rows(basis.begins, basis.slope_weights, table[1]).mul_(bar).sum(-1)
+
 
 class TableRows:
     """m of each direction of some pairs from a table.
@@ -72,21 +92,19 @@ class TableRows:
 
     def __init__(self, where: PairBlock, table: Tensor, basis: SplineBasis, begins: Tensor) -> None:
         self.where, self.table = where, table
-        self.begins = where.repeated(basis.rows[:, 0]) + begins
-        self.weights, self.slope_weights = basis.weights[where.pairs], basis.slope_weights[where.pairs]
+        self.basis = basis[where.pairs]
+        self.begins = where.repeated(self.basis.begins) + begins
 
     def add_received(self, received: Tensor) -> None:
         """Adds m to what the atoms receive."""
-        m = self._weighted(self.weights, self.table[0])
+        m = self._weighted(self.basis.weights, self.table[0])
         self.where.add_received(received, m)
 
     def add_slopes(self, upper: Tensor, slopes: Tensor) -> None:
         """Adds to dE/dd of all pairs, from the gradient of what the atoms receive."""
-        m_slopes = self._weighted(self.slope_weights, self.table[1])
+        m_slopes = self._weighted(self.basis.slope_weights, self.table[1])
         bar = m_slopes.mul_(self.where.received(upper)).sum(-1)
         slopes[self.where.pairs] += self.where.to_pairs(bar)
 
     def _weighted(self, weights: Tensor, table: Tensor) -> Tensor:
-        rows = self.begins[:, None] + torch.arange(weights.shape[1], device=weights.device)
-        repeated = weights if self.where.mirrored is not None else torch.cat([weights, weights])
-        return weighted_rows(rows, repeated, table)
+        return weighted_rows(self.begins, self.where.repeated(weights), table)

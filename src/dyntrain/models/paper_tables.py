@@ -17,7 +17,7 @@ from torch import Tensor
 from dyntrain.models.chebyshev import chebyshev_slopes, chebyshev_values
 from dyntrain.models.normed_silu import NormedSiLU
 from dyntrain.models.paper_weights import LayerWeights
-from dyntrain.models.splines import DEGREE, MARGIN, SplineBasis, sampling_points, spline_table, weighted_rows
+from dyntrain.models.splines import MARGIN, SplineBasis, sampling_points, spline_table, weighted_rows
 
 FEWEST_INTERVALS, MOST_INTERVALS = 128, 4096
 MOST_NUMBERS = 2**24
@@ -132,13 +132,13 @@ def _tables(
     knots = sampling_points(range_end, n_intervals).to(h.device)
     step = range_end / n_intervals
     between = torch.cat([knots[MARGIN : MARGIN + n_intervals] + part * step for part in _BETWEEN])
-    basis = SplineBasis(between, range_end, n_intervals, h.dtype)
+    basis = SplineBasis.at(between, range_end, n_intervals, h.dtype)
     tables: list[Tensor] = []
     errors, roundings = [], []
     for samples, exact, rounded in _functions(lowest, expansions, h, knots, between, range_end):
         table = spline_table(samples, step).to(h.dtype)
-        values = weighted_rows(basis.rows, basis.weights, table[0])
-        found = values, weighted_rows(basis.rows[:, :DEGREE], basis.slope_weights, table[1])
+        values = weighted_rows(basis.begins, basis.weights, table[0])
+        found = values, weighted_rows(basis.begins, basis.slope_weights, table[1])
         errors.append(_deviation(found, exact))
         roundings.append(_deviation(rounded, exact))
         if not errors[-1].within(roundings[-1]):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Self
+
 import numpy as np
 import torch
 from numpy.polynomial import Polynomial
@@ -55,22 +58,26 @@ def spline_table(samples: Tensor, knot_distance: float) -> Tensor:
     return torch.stack([values, slopes])
 
 
+@dataclass(frozen=True, eq=False)
 class SplineBasis:
     """B-splines at some distances: which rows of a table make a value and a slope, with what weights.
 
-    rows:          [n, DEGREE + 1] of a table that make a value; the first DEGREE of them make a slope
+    begins:        [n], the first of the DEGREE + 1 rows that make a value; DEGREE of them make a slope
     weights:       [n, DEGREE + 1] in a value
     slope_weights: [n, DEGREE] in a slope
-
-    Args:
-        distances: [n] Å, float64.
-        range_end, n_intervals: of the tables.
-
-    Raises:
-        ValueError: a distance is outside the range.
     """
 
-    def __init__(self, distances: Tensor, range_end: float, n_intervals: int, dtype: torch.dtype) -> None:
+    begins: Tensor
+    weights: Tensor
+    slope_weights: Tensor
+
+    @classmethod
+    def at(cls, distances: Tensor, range_end: float, n_intervals: int, dtype: torch.dtype) -> Self:
+        """Those at ``distances`` [n] Å, float64, of tables of so many intervals.
+
+        Raises:
+            ValueError: a distance is outside the range.
+        """
         check_range(distances, range_end)
         at = distances * (n_intervals / range_end)
         interval = at.floor().clamp_max(n_intervals - 1)  # the product may be rounded up to it
@@ -79,11 +86,15 @@ class SplineBasis:
         while len(powers) <= DEGREE:
             powers.append(powers[-1] * t)
         of_t = torch.stack(powers)
-        self.weights = (_VALUES.to(at.device).T @ of_t).T.to(dtype).contiguous()
-        self.slope_weights = (_SLOPES.to(at.device).T @ of_t[:-1]).T.to(dtype).contiguous()
-        self.rows = interval.long()[:, None] + torch.arange(DEGREE + 1, device=at.device)
+        weights = (_VALUES.to(at.device).T @ of_t).T.to(dtype).contiguous()
+        slope_weights = (_SLOPES.to(at.device).T @ of_t[:-1]).T.to(dtype).contiguous()
+        return cls(interval.long(), weights, slope_weights)
+
+    def __getitem__(self, part: slice) -> SplineBasis:
+        return SplineBasis(self.begins[part], self.weights[part], self.slope_weights[part])
 
 
-def weighted_rows(rows: Tensor, weights: Tensor, table: Tensor) -> Tensor:
-    """Σ_r weights_nr table[rows_nr], [n, width], in one pass over memory."""
+def weighted_rows(begins: Tensor, weights: Tensor, table: Tensor) -> Tensor:
+    """Σ_r weights_nr table[begins_n + r], [n, width], in one pass over memory."""
+    rows = begins[:, None] + torch.arange(weights.shape[1], device=weights.device)
     return functional.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)
