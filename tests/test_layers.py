@@ -14,11 +14,10 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "dyntrain"
 _STATE = ["errors", "units", "state"]
 _POTENTIAL = [*_STATE, "neighbors", "potential"]
 _INTEGRATORS = [*_POTENTIAL, "integrators"]
-_ROLLOUT = [*_INTEGRATORS, "rollout"]
+_ROLLOUT = [*_INTEGRATORS, "threads", "rollout"]
 _TRAINING = [
     *_ROLLOUT,
     "unroll",
-    "threads",
     "signals",
     "atomic",
     "models",
@@ -55,7 +54,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "neighbors": [*_STATE, "kernel", "neighbor_kernels", "neighbor_search"],
     "potential": [*_STATE, "neighbors"],
     "integrators": _POTENTIAL,
-    "rollout": _INTEGRATORS,
+    "rollout": [*_INTEGRATORS, "threads"],
     "testing": _ROLLOUT,
     "models": [*_POTENTIAL, "atomic", "kernel"],
     "adapters": [*_POTENTIAL, "atomic", "models"],
@@ -67,7 +66,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "unroll": [*_ROLLOUT, "data"],
     "thermostats": _INTEGRATORS,
     "simulate": [*_ROLLOUT, "thermostats", "atomic", "data"],
-    "calculator": [*_ROLLOUT, "models", "threads"],
+    "calculator": [*_ROLLOUT, "models"],
     "deploy": [*_POTENTIAL, "models", "calculator"],
     "reference": ["errors", "units", "atomic", "data"],
     "training": _TRAINING,
