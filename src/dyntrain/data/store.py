@@ -61,6 +61,7 @@ def write_store(trajectories: Sequence[Trajectory], file: str | os.PathLike[str]
     try:
         with h5py.File(unfinished, "w", libver=("earliest", "v110")) as h5:
             _write_head(h5)
+            h5["h5md/creator"].attrs[_IDENTITY] = np.bytes_(uuid4().hex)
             for number, trajectory in enumerate(trajectories):
                 _write_run(h5, f"run_{number}", trajectory)
         os.replace(unfinished, file)
@@ -88,7 +89,6 @@ def _write_head(h5: h5py.File) -> None:
     creator = head.create_group("creator")
     creator.attrs["name"] = np.bytes_("dyntrain")
     creator.attrs["version"] = np.bytes_(dyntrain.__version__)
-    creator.attrs[_IDENTITY] = np.bytes_(uuid4().hex)
     units = head.create_group("modules/units")
     units.attrs["version"] = np.array([1, 0])
     units.attrs["system"] = np.bytes_("SI")
