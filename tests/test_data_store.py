@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from dyntrain.data.diagnose import diagnose, marked, usable_runs
 from dyntrain.data.keys import KeyMap
 from dyntrain.data.readers import read_runs, read_trajectories, read_trajectory
 from dyntrain.data.segments import Segment, collate, find_segments
-from dyntrain.data.store import STORE, _mapping, open_store, read_ahead, store_stamp, write_store
+from dyntrain.data.store import STORE, _mapping, open_store, read_ahead, write_store
 from dyntrain.data.trajectory import Trajectory
 from dyntrain.errors import UserError
 from dyntrain.units import FS
@@ -85,20 +84,6 @@ def test_the_arrays_are_views_of_the_file(tmp_path: Path) -> None:
     one, other = (collate([Segment(0, 12, 4)], [r]) for r in (run, RUN))
     assert (one.targets.forces == other.targets.forces).all()
     assert (one.kicks.velocities == other.kicks.velocities).all()
-
-
-def test_a_copy_is_the_same_store_and_one_written_anew_is_not(tmp_path: Path) -> None:
-    first, copy, again = (tmp_path / name for name in ("first.h5", "copy.h5", "again.h5"))
-    write_store([RUN, RUN], first)
-    shutil.copyfile(first, copy)
-    os.utime(copy, (0, 0))
-    write_store([RUN, RUN], again)
-    assert store_stamp(str(first)) == store_stamp(f"{copy}#run_1") != store_stamp(str(again))
-    with h5py.File(copy, "r+") as h5:  # as earlier versions wrote them
-        del h5["h5md/creator"].attrs["store_id"]
-    before = store_stamp(str(copy))
-    os.utime(copy, (1, 1))
-    assert store_stamp(str(copy)) != before
 
 
 def test_reading_ahead_changes_nothing(tmp_path: Path) -> None:

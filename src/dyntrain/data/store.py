@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import h5py
 import numpy as np
@@ -31,7 +30,6 @@ STORE = "store"
 # Frames are copied in pieces of about this many numbers (8 MB).
 _PIECE = 1_000_000
 _STAMPED = 1_000_000
-_IDENTITY = "store_id"
 # Our unit of velocity, Å per ASE time, as H5MD writes units: the numbers stay bit for bit ours.
 _VELOCITY_UNIT = f"{FS:.17f} Angstrom fs-1"
 _DATASETS = {
@@ -61,7 +59,6 @@ def write_store(trajectories: Sequence[Trajectory], file: str | os.PathLike[str]
     try:
         with h5py.File(unfinished, "w", libver=("earliest", "v110")) as h5:
             _write_head(h5)
-            h5["h5md/creator"].attrs[_IDENTITY] = np.bytes_(uuid4().hex)
             for number, trajectory in enumerate(trajectories):
                 _write_run(h5, f"run_{number}", trajectory)
         os.replace(unfinished, file)
@@ -215,19 +212,12 @@ def _map(dataset: Any, path: str, file: Path, mapped: mmap.mmap) -> np.ndarray:
 
 
 def store_stamp(name: str) -> str:
-    """What tells the store that the run `name` lies in from any other: copies of it have the same.
-
-    Its size, a hash of its first megabyte and the number it was given when it was written, instead of which
-    stores of earlier versions have the time of writing.
-    """
+    """Size, time of writing and a hash of the first megabyte of the store that the run `name` lies in."""
     file = Path(re.sub(r"#run_\d+$", "", name))
     with open(file, "rb") as stream:
         told = os.fstat(stream.fileno())
         first = hashlib.sha256(stream.read(_STAMPED)).hexdigest()
-    with h5py.File(file) as h5:
-        creator = h5.get("h5md/creator")
-        given = None if creator is None else creator.attrs.get(_IDENTITY)
-    return f"{told.st_size} {told.st_mtime_ns if given is None else given.decode()} {first}"
+    return f"{told.st_size} {told.st_mtime_ns} {first}"
 
 
 def read_ahead(segments: Iterable[Segment], runs: Sequence[Trajectory]) -> None:
