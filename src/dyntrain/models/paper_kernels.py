@@ -40,6 +40,17 @@ def _sigmoid(y):  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always")
+def _sum_of(pair, centre, neighbor, row):  # type: ignore[no-untyped-def]
+    """a of a first row from its three parts; gives Σ a²."""
+    square = float32(0.0)
+    for c in range(row.shape[0]):
+        a = pair[c] + centre[c] + neighbor[c]
+        row[c] = a
+        square += a * a
+    return square
+
+
+@njit(inline="always")
 def _normed_silu(row, square, gain, shift, slope, m):  # type: ignore[no-untyped-def]
     """n in place of a, SiLU' and m; gives ρ. ``square``: Σ a²."""
     width = row.shape[0]
@@ -82,18 +93,13 @@ def slopes_of_rows(n, gain, shift, slope):  # type: ignore[no-untyped-def]
 @compiled
 def first_rows(of_pairs, of_ends, i, j, gain, shift, n, slope, scale, m):  # type: ignore[no-untyped-def]
     """n, SiLU', ρ and m of what each row gets from its pair, its receiver and its sender."""
-    n_pairs, width = of_pairs.shape
+    n_pairs = of_pairs.shape[0]
     n_atoms = of_ends.shape[0] // 2
     for r in range(n.shape[0]):
         p = r if r < n_pairs else r - n_pairs
         receiver, sender = (i[p], j[p]) if r < n_pairs else (j[p], i[p])
-        pair, centre, neighbor, row = of_pairs[p], of_ends[receiver], of_ends[n_atoms + sender], n[r]
-        square = float32(0.0)
-        for c in range(width):
-            a = pair[c] + centre[c] + neighbor[c]
-            row[c] = a
-            square += a * a
-        scale[r] = _normed_silu(row, square, gain, shift, slope[r], m[r])
+        square = _sum_of(of_pairs[p], of_ends[receiver], of_ends[n_atoms + sender], n[r])
+        scale[r] = _normed_silu(n[r], square, gain, shift, slope[r], m[r])
 
 
 @compiled
@@ -189,13 +195,8 @@ def first_rows_of_splines(  # type: ignore[no-untyped-def]
         for direction in range(2):
             r = p + direction * n_pairs
             receiver, sender = (i[p], j[p]) if direction == 0 else (j[p], i[p])
-            centre, neighbor, row = of_ends[receiver], of_ends[n_atoms + sender], n[r]
-            square = float32(0.0)
-            for c in range(width):
-                a = pair[c] + centre[c] + neighbor[c]
-                row[c] = a
-                square += a * a
-            scale[r] = _normed_silu(row, square, gain, shift, slope[r], m[r])
+            square = _sum_of(pair, of_ends[receiver], of_ends[n_atoms + sender], n[r])
+            scale[r] = _normed_silu(n[r], square, gain, shift, slope[r], m[r])
 
 
 @compiled

@@ -62,7 +62,7 @@ class Rows:
         return self.where.to_pairs(bar)
 
     def first_of_splines(self, table: Tensor, basis: SplineBasis, of_ends: Tensor) -> Tensor:
-        """``first`` where the features' share comes from a table.
+        """``first`` where the features' share comes from a table; each direction has its own row.
 
         Args:
             table: see ``splines.spline_table``. basis: of these pairs.
