@@ -16,6 +16,7 @@ from torch import Tensor
 from dyntrain import kernel
 from dyntrain.models import paper_inference, paper_pairs, paper_rows, paper_sweeps
 from dyntrain.models.chebyshev import ChebyshevBasis
+from dyntrain.models.normed_silu import FirstOrder, centred
 from dyntrain.models.paper_egnn import PaperEGNN
 from dyntrain.neighbors import neighbor_list
 from dyntrain.potential import Conservative, Prediction
@@ -81,6 +82,23 @@ def test_compiled_is_the_plain_form(
     scale = float(plain.forces.abs().max())
     torch.testing.assert_close(compiled.energy, plain.energy, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(compiled.forces, plain.forces, rtol=0, atol=3e-6 * scale)
+
+
+def test_first_order_is_the_plain_form() -> None:
+    from dyntrain.models.paper_kernels import CompiledFirstOrder
+
+    torch.manual_seed(0)
+    rows = torch.randn(7, 40)
+    rows -= rows.mean(-1, keepdim=True)
+    gain, shift, scaled = torch.randn(40), torch.randn(40), torch.randn(7, 40)
+    plain, m = FirstOrder.of(rows.clone(), gain, shift)
+    compiled, compiled_m = CompiledFirstOrder.of(rows.clone(), gain, shift)
+    torch.testing.assert_close(compiled_m, m, rtol=1e-5, atol=1e-6)
+    for found, expected in zip(compiled, plain, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    # What it is multiplied with (the row of a weight taken off its mean) takes out the mean that one leaves in.
+    found, expected = compiled.reverse(scaled.clone(), gain), plain.reverse(scaled.clone(), gain)
+    torch.testing.assert_close(centred(found.T), centred(expected.T), rtol=1e-5, atol=1e-5)
 
 
 def test_the_logistic_function_is_exact_from_end_to_end() -> None:

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from dyntrain.models.chebyshev import chebyshev_basis
-from dyntrain.models.normed_silu import FirstOrder
 from dyntrain.models.paper_pairs import PairBlock, Pairs
-from dyntrain.models.paper_rows import Rows, TableRows, rows_of, table_rows_of
+from dyntrain.models.paper_rows import Rows, TableRows, first_order_of, rows_of, table_rows_of
 from dyntrain.models.paper_sweeps import ReadOutSweeps
 from dyntrain.models.paper_tables import Tables
 from dyntrain.models.paper_weights import LayerWeights, ReadOutWeights
@@ -89,8 +88,8 @@ class _Update:
 
     def __init__(self, w: LayerWeights, h: Tensor, rows: Tensor) -> None:
         self.weights = w
-        self.third, m = FirstOrder.of(rows, w.gain3, w.shift3)
-        self.fourth, u = FirstOrder.of(torch.addmm(w.bias4, m, w.w4.T), w.gain4, w.shift4)
+        self.third, m = first_order_of(rows, w.gain3, w.shift3)
+        self.fourth, u = first_order_of(torch.addmm(w.bias4, m, w.w4.T), w.gain4, w.shift4)
         self.output = u.add_(h)
 
     def reverse(self, upper: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from numba import float32, int32, njit
 from torch import Tensor
 
 from dyntrain.kernel import compiled, reads, writes
-from dyntrain.models.normed_silu import LAYER_NORM_EPS
+from dyntrain.models.normed_silu import LAYER_NORM_EPS, FirstOrder
 from dyntrain.models.paper_pairs import PairBlock
 from dyntrain.models.paper_rows import Rows, TableRows
 from dyntrain.models.paper_weights import LayerWeights
@@ -76,6 +76,26 @@ def _off_norm(row, x):  # type: ignore[no-untyped-def]
     along /= float32(width)
     for c in range(width):
         row[c] -= x[c] * along
+
+
+@compiled
+def first_order(rows, gain, shift, slope, scale, m):  # type: ignore[no-untyped-def]
+    """n in place of a, SiLU', ρ and m."""
+    for r in range(rows.shape[0]):
+        row, square = rows[r], float32(0.0)
+        for c in range(row.shape[0]):
+            square += row[c] * row[c]
+        scale[r] = _normed_silu(row, square, gain, shift, slope[r], m[r])
+
+
+@compiled
+def reverse_first_order(scaled, n, slope, gain, bar):  # type: ignore[no-untyped-def]
+    """ā from ρ m̄ (not in place: the loop would not be vectorised)."""
+    for r in range(n.shape[0]):
+        row, given, slopes = bar[r], scaled[r], slope[r]
+        for c in range(row.shape[0]):
+            row[c] = given[c] * slopes[c] * gain[c]
+        _off_norm(row, n[r])
 
 
 @compiled
@@ -260,6 +280,21 @@ def _ends(where: PairBlock) -> tuple[np.ndarray, np.ndarray, bool]:
     """i and j of the pairs, and whether a row stands for both directions."""
     n = where.pairs.stop - where.pairs.start
     return where.receivers[:n].numpy(), where.senders[:n].numpy(), where.mirrored is not None
+
+
+class CompiledFirstOrder(FirstOrder):
+    """What it does is said there."""
+
+    @classmethod
+    def of(cls, rows: Tensor, gain: Tensor, shift: Tensor) -> tuple[FirstOrder, Tensor]:
+        slope, m, scale = torch.empty_like(rows), torch.empty_like(rows), rows.new_empty(rows.shape[0], 1)
+        first_order(*writes(rows), *reads(gain, shift), *writes(slope, scale.view(-1), m))
+        return cls(rows, scale, slope), m
+
+    def reverse(self, scaled: Tensor, gain: Tensor) -> Tensor:
+        bar = torch.empty_like(scaled)
+        reverse_first_order(*reads(scaled, self.n, self.slope, gain), *writes(bar))
+        return bar
 
 
 class CompiledRows(Rows):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -13,19 +15,30 @@ from dyntrain.models.splines import SplineBasis, weighted_rows
 
 
 def rows_of(where: PairBlock, weights: LayerWeights) -> Rows:
-    return _forms(weights.gain1)[0](where, weights)
+    return _forms(weights.gain1).rows(where, weights)
 
 
 def table_rows_of(where: PairBlock, table: Tensor, basis: SplineBasis, begins: Tensor) -> TableRows:
-    return _forms(table)[1](where, table, basis, begins)
+    return _forms(table).table_rows(where, table, basis, begins)
 
 
-def _forms(like: Tensor) -> tuple[type[Rows], type[TableRows]]:
+def first_order_of(rows: Tensor, gain: Tensor, shift: Tensor) -> tuple[FirstOrder, Tensor]:
+    """``FirstOrder.of`` in the form that is of use here."""
+    return _forms(rows).first_order.of(rows, gain, shift)
+
+
+class _Forms(NamedTuple):
+    rows: type[Rows]
+    table_rows: type[TableRows]
+    first_order: type[FirstOrder]
+
+
+def _forms(like: Tensor) -> _Forms:
     if like.dtype != torch.float32 or not kernel.is_of_use(like):
-        return Rows, TableRows
-    from dyntrain.models.paper_kernels import CompiledRows, CompiledTableRows
+        return _Forms(Rows, TableRows, FirstOrder)
+    from dyntrain.models.paper_kernels import CompiledFirstOrder, CompiledRows, CompiledTableRows
 
-    return CompiledRows, CompiledTableRows
+    return _Forms(CompiledRows, CompiledTableRows, CompiledFirstOrder)
 
 
 class Rows:
