@@ -171,6 +171,40 @@ def md_rows(worker: Worker, reference: Worker | None, n_rounds: int) -> list[dic
     return rows
 
 
+def compiled_rows(worker: Worker, n_rounds: int) -> list[dict[str, Any]]:
+    """What compiled loops are worth, and a second thread, in wall time: waiting threads take CPU time."""
+    steps = {
+        "training step": {"case": "train", "length": 1, "way": "StopGradient"},
+        "batched roll-out without gradient": {"case": "md", "n_steps": MD_STEPS},
+    }
+    networks = {"paper": "paper's network", "egnn": "default network"}
+    rows = []
+    for what, order in steps.items():
+        for network, title in networks.items():
+
+            def ask(
+                threads: int, compiled: bool, order: dict[str, Any] = order, network: str = network
+            ) -> float:
+                return worker.run(network=network, threads=threads, compiled=compiled, **order)["wall"]
+
+            found = in_turns(
+                {
+                    f"{kind} {threads}": lambda threads=threads, compiled=compiled, ask=ask: ask(
+                        threads, compiled
+                    )
+                    for threads in (1, 2)
+                    for kind, compiled in (("compiled", True), ("plain", False))
+                },
+                2 * n_rounds,
+            )
+            one, two = (ratio(found[f"compiled {n}"], found[f"plain {n}"]) for n in (1, 2))
+            threads = ratio(found["compiled 2"], found["compiled 1"])
+            measured = f"{one:.2f} of the time of PyTorch's operations on one thread, {two:.2f} on two; "
+            measured += f"two threads take {threads:.2f} of the time of one"
+            rows.append(row(f"compiled loops, {what}, {title}", "", measured, None, seconds=found))
+    return rows
+
+
 def growth_rows(worker: Worker, n_rounds: int) -> list[dict[str, Any]]:
     rows = []
     for way, allowed in (("StopGradient", 1.05), ("Adjoint", 1.6)):
@@ -369,6 +403,7 @@ def main() -> None:
     groups = {
         "training": lambda: training_rows(worker, reference, n_rounds),
         "md": lambda: md_rows(worker, reference, n_rounds),
+        "compiled": lambda: compiled_rows(worker, n_rounds),
         "growth": lambda: growth_rows(worker, n_rounds),
         "overhead": lambda: overhead_rows(worker, n_rounds),
         "memory": memory_rows,

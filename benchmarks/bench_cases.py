@@ -2,7 +2,7 @@
 
     echo '{"case": "train", "network": "paper", "length": 3}' | python benchmarks/bench_cases.py
 
-One line of JSON in, one out: CPU and wall seconds of the case. One thread.
+One line of JSON in, one out: CPU and wall seconds of the case.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ import torch
 from ase import Atoms
 from ase.io import read
 
+from dyntrain import kernel
 from dyntrain.data.readers import read_trajectory
 from dyntrain.data.segments import Batch, Segment, collate
 from dyntrain.data.trajectory import Trajectory
 from dyntrain.integrators import VelocityVerlet
+from dyntrain.kernel import MOST_THREADS
 from dyntrain.loss import Loss, StepWeights, Term, counts
 from dyntrain.models.egnn import EGNN
 from dyntrain.models.paper_egnn import PaperEGNN
@@ -179,8 +181,13 @@ def peak_bytes() -> int:
 
 
 def run(order: dict[str, Any]) -> dict[str, float]:
-    """One case; "memory" in the order: bytes that it took beyond what the process held before."""
+    """One case, on so many "threads" (1), without compiled loops if "compiled" is false.
+
+    Bytes: what it took beyond what the process held before.
+    """
     case = CASES[order.pop("case")]
+    torch.set_num_threads(order.pop("threads", 1))
+    kernel.MOST_THREADS = MOST_THREADS if order.pop("compiled", True) else 0
     before, cpu, wall = peak_bytes(), time.process_time(), time.perf_counter()
     case(**order)
     return {
@@ -191,7 +198,6 @@ def run(order: dict[str, Any]) -> dict[str, float]:
 
 
 def main() -> None:
-    torch.set_num_threads(1)
     keep_freed_memory()
     print("ready", flush=True)
     for line in sys.stdin:

@@ -96,7 +96,7 @@ def test_first_order_is_the_plain_form() -> None:
     torch.testing.assert_close(compiled_m, m, rtol=1e-5, atol=1e-6)
     for found, expected in zip(compiled, plain, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-    # What it is multiplied with (the row of a weight taken off its mean) takes out the mean that one leaves in.
+    # The compiled form leaves a row's mean in: what it is multiplied with takes it out.
     found, expected = compiled.reverse(scaled.clone(), gain), plain.reverse(scaled.clone(), gain)
     torch.testing.assert_close(centred(found.T), centred(expected.T), rtol=1e-5, atol=1e-5)
 
