@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from dyntrain.data.diagnose import diagnose, marked, usable_runs
 from dyntrain.data.keys import KeyMap
 from dyntrain.data.readers import read_runs, read_trajectories, read_trajectory
 from dyntrain.data.segments import Segment, collate, find_segments
-from dyntrain.data.store import STORE, _mapping, open_store, read_ahead, write_store
+from dyntrain.data.store import STORE, _mapping, open_store, read_ahead, store_stamp, write_store
 from dyntrain.data.trajectory import Trajectory
 from dyntrain.errors import UserError
 from dyntrain.units import FS
@@ -221,3 +222,22 @@ def test_a_store_that_does_not_fit_is_refused_beforehand(
     assert not list(tmp_path.iterdir())
     with pytest.raises(UserError, match="there is no folder"):
         write_store([RUN], tmp_path / "no" / "runs.h5")
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_stamp_tells_stores_apart_and_copies_not(
+    whole: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a store too large to read, a copy counts as another unless its time was kept."""
+    if not whole:
+        monkeypatch.setattr("dyntrain.data.store._READ_WHOLE", 0)
+    file, copy, other = (tmp_path / name for name in ("runs.h5", "copy.h5", "other.h5"))
+    write_store([RUN], file)
+    shutil.copy2(file, copy)
+    assert store_stamp(f"{copy}#run_1") == store_stamp(str(file))
+    os.utime(copy, ns=(1, 1))
+    assert (store_stamp(str(copy)) == store_stamp(str(file))) == whole
+    write_store([RUN.replace(forces=np.nextafter(RUN.forces, 1.0))], other)
+    assert other.stat().st_size == file.stat().st_size
+    os.utime(other, ns=(file.stat().st_atime_ns, file.stat().st_mtime_ns))
+    assert store_stamp(str(other)) != store_stamp(str(file))

@@ -14,6 +14,8 @@ import torch
 
 from deaths import exit_code, start_training
 from dyntrain.config import parse_config, read_config
+from dyntrain.data.readers import read_trajectories
+from dyntrain.data.store import write_store
 from dyntrain.errors import UserError
 from dyntrain.training import loop, train
 from dyntrain.training.checkpoint import load_checkpoint
@@ -393,3 +395,17 @@ def test_files_that_are_not_the_trainings_are_left_alone(data: dict[str, list[st
     with pytest.raises(UserError, match=r"start_from: .* is where this training writes its own model"):
         run(data, tmp_path / "first", start_from=str(model))
     assert model.read_bytes() == before and other.exists()
+
+
+def test_a_copy_of_a_store_goes_on(data: dict[str, list[str]], tmp_path: Path) -> None:
+    store = tmp_path / "runs.h5"
+    write_store(read_trajectories([Path(file) for file in data["train"]]), store)
+    stored = {**data, "train": [str(store)]}
+    assert run(stored, tmp_path / "out").finished == "the budget is spent"
+    store.rename(tmp_path / "original.h5")
+    store.write_bytes((tmp_path / "original.h5").read_bytes())
+    assert run(stored, tmp_path / "out").finished == "the budget is spent"
+    runs = read_trajectories([tmp_path / "original.h5"])
+    write_store([one.replace(forces=1.001 * one.forces) for one in runs], store)
+    with pytest.raises(UserError, match="begun with other data"):
+        run(stored, tmp_path / "out")

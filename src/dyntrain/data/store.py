@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ STORE = "store"
 # Frames are copied in pieces of about this many numbers (8 MB).
 _PIECE = 1_000_000
 _STAMPED = 1_000_000
+_READ_WHOLE = 10**9
 # Our unit of velocity, Å per ASE time, as H5MD writes units: the numbers stay bit for bit ours.
 _VELOCITY_UNIT = f"{FS:.17f} Angstrom fs-1"
 _DATASETS = {
@@ -212,12 +214,23 @@ def _map(dataset: Any, path: str, file: Path, mapped: mmap.mmap) -> np.ndarray:
 
 
 def store_stamp(name: str) -> str:
-    """Size, time of writing and a hash of the first megabyte of the store that the run `name` lies in."""
+    """What tells the store that the run ``name`` lies in from others.
+
+    A hash of all its bytes, so that a copy is the same; of a store beyond a gigabyte its size, time of
+    writing and first megabyte.
+    """
     file = Path(re.sub(r"#run_\d+$", "", name))
+    told = file.stat()
+    return _stamp(file, told.st_size, told.st_mtime_ns)
+
+
+@cache  # every run of a store asks
+def _stamp(file: Path, size: int, written_ns: int) -> str:
     with open(file, "rb") as stream:
-        told = os.fstat(stream.fileno())
+        if size <= _READ_WHOLE:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
         first = hashlib.sha256(stream.read(_STAMPED)).hexdigest()
-    return f"{told.st_size} {told.st_mtime_ns} {first}"
+    return f"{size} {written_ns} {first}"
 
 
 def read_ahead(segments: Iterable[Segment], runs: Sequence[Trajectory]) -> None:

@@ -61,7 +61,7 @@ def load_split(config: Config) -> tuple[Split, list[RunReport]]:
 def fingerprint(split: Split, replay: Sequence[Trajectory] = ()) -> str:
     """A short hash of all that was read, so that a resumed run cannot silently go on with other data.
 
-    Of a store, which may be larger than memory, only its size, time of writing and first bytes count.
+    Of a store, which may be larger than memory, see ``store_stamp``.
     """
     digest = hashlib.sha256()
     for part in (split.train, split.validation, *([replay] if replay else [])):
