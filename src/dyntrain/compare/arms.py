@@ -25,7 +25,7 @@ from dyntrain.training import setup
 DYNAMIC, ONE_STEP, NOISE, STOP_GRADIENT = "dynamic", "one-step", "one-step + noise", "stop-gradient"
 
 WHAT_IT_IS = {
-    DYNAMIC: "dynamic training as configured; where no stages are given, those of `preset: dynamic`",
+    DYNAMIC: "dynamic training as configured; where no stages are given, those of preset dynamic",
     ONE_STEP: "ordinary training on all labelled frames of the same segments",
     NOISE: "the same, positions off by Gaussian noise as wide as the one-step model's drift at the middle of "
     "a segment, labels unchanged",
