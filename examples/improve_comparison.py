@@ -50,7 +50,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "egnn": {"name": "egnn", "settings": {"width": 32, "n_channels": 16}},
     "paper_egnn": {"name": "paper_egnn", "settings": {"width": 32}},
 }
-_LARGEST_RATE = {"egnn": 1e-2, "paper_egnn": 3e-3}
+_LARGEST_RATE = {"egnn": 1e-2, "paper_egnn": 1e-3}
 """Learning rate of new networks, as by default; kept after the start unless `--lr` says otherwise."""
 
 _PIECE = 32

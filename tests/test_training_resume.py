@@ -217,11 +217,15 @@ def test_the_written_configuration_repeats_the_run(
 def test_the_learning_rate_left_to_the_network_is_written(
     data: dict[str, list[str]], undisturbed: Path, tmp_path: Path
 ) -> None:
-    """Higher for a new egnn than for one that is trained on, unless it is given."""
+    """Higher for a new egnn than for one that is trained on, lower for the paper's, unless it is given."""
+    paper = {"name": "paper_egnn", "settings": {"width": 8, "n_frequencies": 8}}
     run(data, tmp_path / "new", max_epochs=1)
     run(data, tmp_path / "on", max_epochs=1, start_from=str(undisturbed / "model.pt"), model={})
-    rates = [read_config(tmp_path / name / "config.yaml").curriculum.lr for name in ("new", "on")]
-    assert rates == [1e-2, 3e-3]
+    run(data, tmp_path / "paper", max_epochs=1, model=paper)
+    run(data, tmp_path / "paper on", max_epochs=1, start_from=str(tmp_path / "paper" / "model.pt"), model={})
+    names = ("new", "on", "paper", "paper on")
+    rates = [read_config(tmp_path / name / "config.yaml").curriculum.lr for name in names]
+    assert rates == [1e-2, 3e-3, 1e-3, 1e-3]
     assert read_config(undisturbed / "config.yaml").curriculum.lr == rates[0]
 
 

@@ -153,7 +153,9 @@ class ScheduleConfig(Section):
         "helped (docs/research.md)",
     )
     lr: float | None = Field(
-        default=None, gt=0, description="largest learning rate; null: 1e-2 for a new egnn, else 3e-3"
+        default=None,
+        gt=0,
+        description="largest learning rate; null: 1e-2 for a new egnn, 1e-3 for paper_egnn, else 3e-3",
     )
     floor: float = Field(default=1e-6, gt=0, description="learning rate at the end")
     warmup: float = Field(default=0.01, ge=0, lt=1, description="share of the budget with a rising rate")

@@ -27,7 +27,8 @@ from dyntrain.data.store import STORE, store_stamp
 from dyntrain.data.trajectory import Trajectory
 from dyntrain.errors import UserError
 from dyntrain.loss import Loss, StepWeights, Term
-from dyntrain.models.files import build_model, is_ours, load_model, set_precision
+from dyntrain.models.family import FamilyModel
+from dyntrain.models.files import build_model, is_ours, load_model, network_of, read_record, set_precision
 from dyntrain.models.paper_egnn import PaperEGNN
 from dyntrain.neighbors import neighbor_list
 from dyntrain.potential import Conservative, Potential
@@ -236,14 +237,34 @@ def check_stress(loss: Loss, runs: Sequence[Trajectory]) -> None:
             )
 
 
+_RATES = {"egnn": 1e-2, "paper_egnn": 1e-3}
+_USUAL_RATE = 3e-3
+"""Largest learning rates of new networks (measured: docs/research.md), and of all else."""
+
+
 def with_learning_rate(config: Config, own: Potential | None = None) -> Config:
-    """The configuration with the learning rate that it leaves to the network (measured: docs/research.md)."""
+    """The configuration with the learning rate that it leaves to the network.
+
+    The paper's network keeps its own when it is trained on: its read-out can die of a higher one.
+    """
     curriculum = config.curriculum
     if not isinstance(curriculum, ScheduleConfig) or curriculum.lr is not None:
         return config
-    new_egnn = own is None and config.start_from is None and config.model.name == "egnn"
-    chosen = curriculum.model_copy(update={"lr": 1e-2 if new_egnn else 3e-3})
-    return config.model_copy(update={"curriculum": chosen})
+    new = own is None and config.start_from is None
+    network = _family(config, own)
+    rate = _RATES.get(network or "", _USUAL_RATE) if new or network == PaperEGNN.family else _USUAL_RATE
+    return config.model_copy(update={"curriculum": curriculum.model_copy(update={"lr": rate})})
+
+
+def _family(config: Config, own: Potential | None) -> str | None:
+    """The name of the network that is trained, where it is one of ours."""
+    if own is not None:
+        network = network_of(own)
+        return network.family if isinstance(network, FamilyModel) else None
+    if config.start_from is None:
+        return config.model.name
+    file = Path(config.start_from)
+    return read_record(file)[0]["network"] if file.is_file() and is_ours(file) else None
 
 
 def make_curriculum(config: Config) -> Curriculum:
