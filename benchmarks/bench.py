@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -177,26 +178,21 @@ def compiled_rows(worker: Worker, n_rounds: int) -> list[dict[str, Any]]:
         "training step": {"case": "train", "length": 1, "way": "StopGradient"},
         "batched roll-out without gradient": {"case": "md", "n_steps": MD_STEPS},
     }
-    networks = {"paper": "paper's network", "egnn": "default network"}
+
+    def wall(**order: Any) -> float:
+        return worker.run(**order)["wall"]
+
     rows = []
-    for what, order in steps.items():
-        for network, title in networks.items():
-
-            def ask(
-                threads: int, compiled: bool, order: dict[str, Any] = order, network: str = network
-            ) -> float:
-                return worker.run(network=network, threads=threads, compiled=compiled, **order)["wall"]
-
-            found = in_turns(
-                {
-                    f"{kind} {threads}": lambda threads=threads, compiled=compiled, ask=ask: ask(
-                        threads, compiled
-                    )
-                    for threads in (1, 2)
-                    for kind, compiled in (("compiled", True), ("plain", False))
-                },
-                2 * n_rounds,
-            )
+    for what, step in steps.items():
+        for network, title in {"paper": "paper's network", "egnn": "default network"}.items():
+            contestants = {
+                f"{kind} {threads}": partial(
+                    wall, network=network, threads=threads, compiled=kind == "compiled", **step
+                )
+                for threads in (1, 2)
+                for kind in ("compiled", "plain")
+            }
+            found = in_turns(contestants, 2 * n_rounds)
             one, two = (ratio(found[f"compiled {n}"], found[f"plain {n}"]) for n in (1, 2))
             threads = ratio(found["compiled 2"], found["compiled 1"])
             measured = f"{one:.2f} of the time of PyTorch's operations on one thread, {two:.2f} on two; "
