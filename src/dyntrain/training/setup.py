@@ -27,6 +27,7 @@ from dyntrain.data.store import STORE, store_stamp
 from dyntrain.data.trajectory import Trajectory
 from dyntrain.errors import UserError
 from dyntrain.loss import Loss, StepWeights, Term
+from dyntrain.models.egnn import EGNN
 from dyntrain.models.family import FamilyModel
 from dyntrain.models.files import build_model, is_ours, load_model, network_of, read_record, set_precision
 from dyntrain.models.paper_egnn import PaperEGNN
@@ -152,7 +153,7 @@ def potential_to_train(
         check_elements(own, training, "the given potential")
     potential = make_potential(config, training) if own is None else own.train()
     if align is None:
-        align = before is not None and not (Path(before).is_file() and is_ours(Path(before)))
+        align = before is not None and not _is_our_file(before)
     if align:
         align_energies(potential, training)
     freeze(potential, config.finetune.freeze)
@@ -237,34 +238,37 @@ def check_stress(loss: Loss, runs: Sequence[Trajectory]) -> None:
             )
 
 
-_RATES = {"egnn": 1e-2, "paper_egnn": 1e-3}
-_USUAL_RATE = 3e-3
-"""Largest learning rates of new networks (measured: docs/research.md), and of all else."""
-
-
 def with_learning_rate(config: Config, own: Potential | None = None) -> Config:
-    """The configuration with the learning rate that it leaves to the network.
+    """The configuration with the largest learning rate that it leaves to the network (docs/research.md).
 
-    The paper's network keeps its own when it is trained on: its read-out can die of a higher one.
+    The paper's network keeps its authors' when it is trained on: its read-out can die of a higher one.
     """
     curriculum = config.curriculum
     if not isinstance(curriculum, ScheduleConfig) or curriculum.lr is not None:
         return config
-    new = own is None and config.start_from is None
-    network = _family(config, own)
-    rate = _RATES.get(network or "", _USUAL_RATE) if new or network == PaperEGNN.family else _USUAL_RATE
+    network, is_new = _family(config, own), own is None and config.start_from is None
+    if network == PaperEGNN.family:
+        rate = 1e-3
+    elif network == EGNN.family and is_new:
+        rate = 1e-2
+    else:
+        rate = 3e-3
     return config.model_copy(update={"curriculum": curriculum.model_copy(update={"lr": rate})})
 
 
 def _family(config: Config, own: Potential | None) -> str | None:
-    """The name of the network that is trained, where it is one of ours."""
+    """The family of the network that is trained; None if only its package or its maker knows."""
     if own is not None:
         network = network_of(own)
         return network.family if isinstance(network, FamilyModel) else None
     if config.start_from is None:
         return config.model.name
-    file = Path(config.start_from)
-    return read_record(file)[0]["network"] if file.is_file() and is_ours(file) else None
+    return read_record(config.start_from)[0]["network"] if _is_our_file(config.start_from) else None
+
+
+def _is_our_file(start_from: str) -> bool:
+    """Whether it is a model file of dyntrain, not another program's nor the name of a pretrained model."""
+    return Path(start_from).is_file() and is_ours(Path(start_from))
 
 
 def make_curriculum(config: Config) -> Curriculum:
