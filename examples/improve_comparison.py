@@ -4,8 +4,8 @@ Every arm starts from the same one-step model and takes the same number of furth
 
     old frames       nothing new
     ordinary AIMD    as many new frames of ordinary AIMD, as warm as what the others explore
-    single frames    as many single structures of the model's own free runs, at random times, in rounds
-    improve          `dyntrain improve`: segments on the model's own free runs, half before failures
+    improve          `dyntrain improve`: segments on the model's own free runs, up to half before failures
+    structures       the same with segments of one frame: as many single structures
     committee        the same, the others not at random times but where two further networks disagree (whose
                      training comes on top, half as many evaluations again)
     dynamic          as improve, but trained along segments of up to 8 frames in the last 40 % of each round
@@ -33,18 +33,13 @@ from dyntrain.atomic import write_text
 from dyntrain.config import PRESETS, parse_config
 from dyntrain.data.readers import read_trajectories
 from dyntrain.data.store import write_store
-from dyntrain.data.trajectory import Trajectory
 from dyntrain.errors import UserError
-from dyntrain.evaluate import criterion_for, free_runs
-from dyntrain.evaluate.audit import to_atoms
 from dyntrain.improve import RoundResult, improve
-from dyntrain.improve.explore import AT_RANDOM, Place, free_starts, place_state, whole_until
 from dyntrain.models.files import load_model
 from dyntrain.reference import generate_aimd, settings_for
 from dyntrain.reference.cache import StoredReference
 from dyntrain.threads import limit_threads
 from dyntrain.training import Silent, train
-from dyntrain.units import FS
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "egnn": {"name": "egnn", "settings": {"width": 32, "n_channels": 16}},
@@ -56,13 +51,8 @@ _LARGEST_RATE = {"egnn": 1e-2, "paper_egnn": 1e-3}
 _PIECE = 32
 """Frames of a piece of recorded training runs: enough to see the fastest vibration in."""
 
-ARMS = ("start", "old frames", "ordinary AIMD", "single frames", "improve", "committee", "dynamic")
-_IMPROVED: dict[str, dict[str, Any]] = {
-    "improve": {},
-    "committee": {"improve": {"committee": 2}},
-    "dynamic": {"curriculum": {"stages": PRESETS["dynamic"]["curriculum"]["stages"]}},
-}
-"""The arms of `dyntrain improve`, and what sets them apart in the configuration."""
+_IMPROVED = ("improve", "structures", "committee", "dynamic")
+ARMS = ("start", "old frames", "ordinary AIMD", *_IMPROVED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,13 +196,7 @@ class Comparison:
         budget = self.sizes.n_rounds * self.sizes.round_evaluations
         if arm == "old frames":
             return self._trained(arm, self.train, start, budget)
-        if arm == "ordinary AIMD":
-            return self._trained(arm, [*self.train, *self.ordinary], start, budget)
-        data, model = list(self.train), start
-        for number in range(1, self.sizes.n_rounds + 1):
-            data.append(self._single_frames(model, number))
-            model = self._trained(f"{arm} {number}", data, model, self.sizes.round_evaluations)
-        return model
+        return self._trained(arm, [*self.train, *self.ordinary], start, budget)
 
     def _config(self, name: str, data: list[Path], start: Path | None, evaluations: float) -> dict[str, Any]:
         return {
@@ -255,34 +239,14 @@ class Comparison:
             "temperature": sizes.drawn_K,
             "n_runs": min(8, sizes.n_audited, sizes.n_runs),
         }
-        for section, apart in _IMPROVED[arm].items():
-            values[section] = values[section] | apart
+        apart = {
+            "structures": {"segments": sizes.round_calls, "segment_length": 1},
+            "committee": {"committee": 2},
+        }
+        values["improve"] |= apart.get(arm, {})
+        if arm == "dynamic":
+            values["curriculum"]["stages"] = PRESETS["dynamic"]["curriculum"]["stages"]
         return improve(parse_config(values), Quiet()).model
-
-    def _single_frames(self, model: Path, number: int) -> Path:
-        """Structures of the model's own free runs at random times, labelled: as many as a round has calls."""
-        file = self.folder / f"single_{number}.h5"
-        if file.exists():
-            return file
-        sizes, runs = self.sizes, read_trajectories(self.train)
-        free = free_runs(
-            load_model(model),
-            free_starts(runs, sizes.n_runs, sizes.drawn_K, 1000 * self.seed + number),
-            runs[0].dt,
-            1000 * sizes.explored_ps,
-            criterion=criterion_for(runs),
-        )
-        assert free.motion is not None
-        random, last = np.random.default_rng([self.seed, number]), whole_until(free)
-        early = np.minimum(0.2 * free.run_length_fs, last)
-        frames = []
-        for drawn in range(sizes.round_calls):
-            run = drawn % free.n_runs
-            time_fs = float(random.uniform(early[run], last[run]))
-            atoms = to_atoms(place_state(free.motion, Place(run, time_fs, AT_RANDOM))[1])
-            frames.append((atoms, self.reference.label(atoms)))
-        write_store([_in_pairs(frames, str(file))], file)
-        return file
 
     def result(self, arm: str) -> dict[str, Any]:
         """The figures of an arm, measured if they are not there yet."""
@@ -301,30 +265,6 @@ class Comparison:
             )
             write_text(path, json.dumps(found, indent=1) + "\n")
         return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _in_pairs(frames: list[Any], name: str) -> Trajectory:
-    """Single structures as a run, to be trained on one by one (S = 1).
-
-    A frame alone belongs to no run, so each is followed by itself 0.001 fs later, with the same label (the
-    forces change by less than 0.001 eV/Å); no window crosses from one structure to the next.
-    """
-    dt, first = 0.001 * FS, frames[0][0]
-    positions = np.array([atoms.positions for atoms, _ in frames])
-    velocities = np.array([atoms.get_velocities() for atoms, _ in frames])
-    return Trajectory(
-        positions=np.stack([positions, positions + velocities * dt], axis=1).reshape(-1, len(first), 3),
-        velocities=np.repeat(velocities, 2, axis=0),
-        forces=np.repeat([label.forces for _, label in frames], 2, axis=0),
-        energies=np.repeat([label.energy for _, label in frames], 2),
-        cell=first.cell.array,
-        pbc=first.pbc,
-        atomic_numbers=first.numbers,
-        masses=first.get_masses(),
-        dt=dt,
-        breaks=tuple(range(2, 2 * len(frames), 2)),
-        file=name,
-    )
 
 
 class Quiet:

@@ -223,6 +223,12 @@ def test_what_happened_at_a_break_is_told(change: np.ndarray, what: str, rebuilt
     assert what in found["breaks"].message
 
 
+def test_of_a_structure_alone_nothing_of_motion_is_said() -> None:
+    (structure,), (report,) = usable_runs([to_trajectory(RUN).slice(3, 4)])
+    assert [found.code for found in report.findings] == ["alone"]
+    assert structure.fixed_atoms == () and report.dt_fs_inferred is None
+
+
 def test_missing_frames_are_counted() -> None:
     _, found = told(chosen(RUN, np.r_[0:100, 103:200]))
     assert "(100): about 3 frame(s) missing" in found["breaks"].message

@@ -33,6 +33,14 @@ def test_windows_are_all_that_cross_no_break(breaks: set[int], length: int) -> N
         assert (start in found) == (whole and not (length == 1 and start in alone))
 
 
+def test_a_run_of_one_frame_is_a_window_of_one() -> None:
+    runs = [RUN, RUN.slice(7, 8)]
+    assert windows(runs[1], 1).tolist() == [0] and windows(runs[1], 2).tolist() == []
+    batch = collate([Segment(0, 7, 1), Segment(1, 0, 1)], runs)
+    torch.testing.assert_close(*batch.targets.forces[0].chunk(2), rtol=0, atol=0)
+    assert [s.run for s in find_segments(runs, 3)] == [0] * 38
+
+
 def test_segments_of_several_runs() -> None:
     runs = [morse_trajectory(10), morse_trajectory(12, seed=1).replace(breaks=(5,))]
     found = find_segments(runs, 4)

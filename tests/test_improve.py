@@ -200,6 +200,28 @@ def test_rounds_train_on_from_the_last_weights_with_all_segments(whole: Improved
     assert whole.model.parent.parent.name == "round_02"
 
 
+def test_segments_of_one_frame_are_single_structures(data: dict[str, list[str]], tmp_path: Path) -> None:
+    told = Told()
+    one_step = {"stages": [{"segment_length": 1, "share": 1}], "epochs": 2}
+    single = {"calls": 8, "segments": 4, "segment_length": 1}
+    found = run(data, tmp_path / "out", told, improve=single, curriculum=one_step)
+    record = record_of(found)
+    assert [each["calls"] for each in record["rounds"]] == [0, 4, 8]
+    assert "Round 1: emt labels 4 structures" in told.said
+    folder = folder_of(found) / "round_01"
+    runs = read_trajectories([folder / "segments.h5"])
+    starts = ase.io.read(folder / "segments" / "starts.traj", ":")
+    assert [one.n_frames for one in runs] == [1] * 4
+    for one, start in zip(runs, starts, strict=True):
+        atoms = start.copy()
+        atoms.calc = EMT()
+        np.testing.assert_array_equal(one.positions[0], start.positions)
+        np.testing.assert_allclose(one.forces[0], atoms.get_forces(), atol=1e-7)
+        np.testing.assert_allclose(one.velocities[0], start.get_velocities(), atol=1e-12)
+    with pytest.raises(UserError, match="segments of 1 frames cannot be trained on with windows of 3 frames"):
+        run(data, tmp_path / "other", improve=single)
+
+
 def test_a_committee_begins_segments_where_it_disagrees(data: dict[str, list[str]], tmp_path: Path) -> None:
     observer = Told()
     found = run(data, tmp_path / "out", observer, improve={"committee": 2})

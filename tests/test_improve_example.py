@@ -17,7 +17,7 @@ from dyntrain.data.readers import read_trajectories
 from dyntrain.reference.systems import suited_settings
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-ALL_ARMS = ["start", "old frames", "ordinary AIMD", "single frames", "improve", "committee", "dynamic"]
+ALL_ARMS = ["start", "old frames", "ordinary AIMD", "improve", "structures", "committee", "dynamic"]
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ def short_form(name: str, output: Path, monkeypatch: pytest.MonkeyPatch, *option
     [
         ("improve_ethanol.py", ALL_ARMS, 4 * 8),
         ("improve_water.py", ["start", "improve"], 2 * 3),
-        ("improve_h2pd6gra.py", ["start", "single frames", "improve"], 2 * 3),
+        ("improve_h2pd6gra.py", ["start", "structures", "improve"], 2 * 3),
     ],
 )
 def test_the_short_comparison_has_all_arms(

@@ -347,6 +347,27 @@ def test_structures_are_written_out_and_finished_runs_taken_in(data: Any, tmp_pa
     assert len(list((output / "round_02" / "segments" / "to_compute").glob("*.extxyz"))) == 1
 
 
+def test_single_structures_are_labelled_elsewhere(data: Any, tmp_path: Path) -> None:
+    section = {"reference": "files", "calls": 3, "segment_length": 1}
+    one_step = {"stages": [{"segment_length": 1, "share": 1}], "epochs": 2}
+    output = tmp_path / "out"
+    run(data, output, improve=section, curriculum=one_step)
+    segments = output / "round_01" / "segments"
+    assert "a single point" in (segments / "to_compute" / "README.txt").read_text()
+    forces = []
+    for number in range(3):
+        asked = ase.io.read(segments / "to_compute" / f"{number:03d}.extxyz")
+        atoms = Atoms(
+            asked.symbols, asked.positions
+        )  # as a code writes it: without velocities or a time step
+        atoms.calc = EMT()
+        forces.append(atoms.get_forces())
+        ase.io.write(segments / "finished" / f"{number:03d}.extxyz", atoms)
+    assert run(data, output, improve=section, curriculum=one_step).finished is not None
+    found = read_trajectories([output / "round_01" / "segments.h5"])
+    np.testing.assert_allclose(np.stack([one.forces[0] for one in found]), forces, atol=1e-7)
+
+
 def test_a_run_from_elsewhere_must_continue_its_structure(data: Any, tmp_path: Path) -> None:
     section, output = {"reference": "files", "calls": 6}, tmp_path / "out"
     run(data, output, improve=section)

@@ -17,6 +17,8 @@ import torch
 import yaml
 from ase.calculators.singlepoint import SinglePointCalculator
 
+from dyntrain.data.readers import read_trajectories
+from dyntrain.data.store import write_store
 from made_runs import as_atoms, morse_run
 from training_runs import assert_same_training, log_rows, run, small_config, weights, write_run, write_runs
 
@@ -190,6 +192,22 @@ def test_training_says_what_it_does_and_ends_with_the_path_of_the_model(
     assert again.splitlines()[-1] == str(model) and "epoch" not in again
     assert main(monkeypatch, "train", write_config(tmp_path / "c.yaml", data, seed=5)) == 2
     assert "begun with other settings" in capsys.readouterr().err
+
+
+def test_findings_of_one_kind_are_told_of_three_runs(
+    data: dict[str, list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (run, *_) = read_trajectories(data["train"])
+    store = tmp_path / "structures.h5"
+    write_store([run.slice(frame, frame + 1) for frame in range(0, 25, 5)], store)
+    files = {**data, "train": [*data["train"], str(store)]}
+    assert main(monkeypatch, "train", write_config(tmp_path / "c.yaml", files)) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert out.count("a structure alone, of no run") == 3
+    assert "likewise of 2 other run(s): `dyntrain check` tells each" in out
 
 
 def test_a_training_that_diverged_is_called_so(

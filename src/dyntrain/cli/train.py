@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rich.progress import Progress as Bar
 
     from dyntrain.config import Config
     from dyntrain.curriculum import Plan
-    from dyntrain.data.diagnose import RunReport
+    from dyntrain.data.diagnose import Finding, RunReport
     from dyntrain.data.splits import Split
     from dyntrain.training.checkpoint import Progress
 
@@ -103,9 +105,8 @@ class TrainingBar:
         from rich.markup import escape
 
         say = self.console.print
-        for report in reports:
-            for finding in report.findings:
-                say(f"[yellow]{finding.severity}[/] {escape(report.file)}: {escape(finding.message)}")
+        for line in _told(reports):
+            say(line)
         frames = sum(run.n_frames for run in split.train)
         say(
             f"{self.name}: {len(split.train)} run(s) of {frames} frames to train on, "
@@ -145,6 +146,25 @@ class TrainingBar:
             f"({', '.join(filter(None, (errors, bursts)))})",
             highlight=False,
         )
+
+
+_TOLD_IN_FULL = 3
+"""Runs with findings of one kind; how many more there are is told (an improvement adds hundreds of runs)."""
+
+
+def _told(reports: list[RunReport]) -> Iterator[str]:
+    """Lines of all findings, those of one kind together."""
+    from rich.markup import escape
+
+    alike: dict[str, list[tuple[str, Finding]]] = {}
+    for report in reports:
+        for found in report.findings:
+            alike.setdefault(found.code, []).append((report.file, found))
+    for places in alike.values():
+        for file, found in places[:_TOLD_IN_FULL]:
+            yield f"[yellow]{found.severity}[/] {escape(file)}: {escape(found.message)}"
+        if (more := len(places) - _TOLD_IN_FULL) > 0:
+            yield f"… and likewise of {more} other run(s): `dyntrain check` tells each"
 
 
 def _number(value: float | None) -> str:

@@ -211,10 +211,12 @@ class ImproveConfig(Section):
     )
     method: str | None = Field(default=None, description="of tblite; null: GFN2-xTB")
     options: dict[str, Any] = Field(default={}, description="keywords of the reference calculator")
-    calls: int = Field(default=2048, ge=2, description="reference calculations to train on, in all")
+    calls: int = Field(default=2048, ge=1, description="reference calculations to train on, in all")
     horizon: MotionTime = Field(default="1ps", description="how long the model must be right in free motion")
     segments: int = Field(default=32, ge=1, description="new segments a round")
-    segment_length: int = Field(default=32, ge=2, description="frames (reference calculations) of each")
+    segment_length: int = Field(
+        default=32, ge=1, description="frames (reference calculations) of each; 1: single structures"
+    )
     temperature: float | None = Field(
         default=None,
         gt=0,

@@ -57,8 +57,11 @@ _BAROSTAT_GAIN = 0.3
 
 
 def marked(trajectory: Trajectory) -> Trajectory:
-    """The run with its fixed atoms and breaks marked for windows; a stored run was marked when stored."""
-    if trajectory.reader == STORE:
+    """The run with its fixed atoms and breaks marked for windows; a stored run was marked when stored.
+
+    In a structure alone nothing moves, which says nothing of fixed atoms.
+    """
+    if trajectory.reader == STORE or trajectory.n_frames == 1:
         return trajectory
     still = np.setdiff1d(np.arange(trajectory.n_atoms), moving_atoms(trajectory.positions))
     fixed = trajectory.replace(fixed_atoms=tuple(int(a) for a in still))

@@ -68,6 +68,9 @@ class Measured:
 
 def about_motion(m: Measured) -> list[Finding]:
     """Why a run is no dynamics at all, or what acts on it beside its forces."""
+    if m.run.n_frames == 1:
+        told = "it is trained on where S = 1, and nothing tells whether forces and units are right"
+        return [finding("alone", "info", "certain", "a structure alone, of no run", training=told)]
     if len(m.report.fixed_atoms) == m.run.n_atoms:
         what = "no atom moves in the whole run; these are no dynamics"
         return [finding("nothing_moves", "error", "certain", what, training="there is nothing to unroll")]

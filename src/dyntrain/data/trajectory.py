@@ -43,6 +43,8 @@ DtOrigin = Literal["given", "file", "inferred"]
 class Trajectory:
     """One reference run: consecutive frames of the same atoms, `dt` apart.
 
+    A run of one frame is a structure alone: a window for S = 1 and no other.
+
         field           shape                       unit
         positions       [n_frames, n_atoms, 3]      Å             unwrapped
         velocities      [n_frames, n_atoms, 3]      Å / ASE time  of the same instant as the positions
@@ -127,10 +129,8 @@ class Trajectory:
         n_frames, n_atoms = self.n_frames, self.n_atoms
         if n_atoms == 0:
             raise UserError(f"{self.file}: the frames hold no atoms.")
-        if n_frames < 2:
-            raise UserError(
-                f"{self.file} holds {n_frames} frame(s); a run needs at least 2 consecutive frames."
-            )
+        if n_frames == 0:
+            raise UserError(f"{self.file} holds no frame.")
         expected: dict[str, tuple[tuple[int, ...], ...]] = {
             "velocities": ((n_frames, n_atoms, 3),),
             "forces": ((n_frames, n_atoms, 3),),

@@ -10,7 +10,6 @@ from ase import Atoms
 
 from dyntrain.atomic import atomic_path, write_text
 from dyntrain.data.keys import KeyMap
-from dyntrain.data.readers import read_trajectories
 from dyntrain.data.trajectory import Trajectory
 from dyntrain.errors import UserError
 from dyntrain.improve.task import Task, read_starts
@@ -29,7 +28,16 @@ training runs were made with:
     starting from exactly these positions and velocities.
 
 Velocities are in the column `velocities`, in Å/fs; ASE reads them from `momenta`, in its own units.
-Put the finished run of NNN.extxyz into {finished},
+{back}"""
+
+_README_SINGLE = """\
+Each file NNN.extxyz here is one structure. Calculate its energy and forces (a single point), with the method
+that the training runs were made with.
+
+{back}"""
+
+_BACK = """\
+Put the finished {calculation} of NNN.extxyz into {finished},
 as NNN.* (any file that dyntrain reads: NNN.extxyz, NNN.traj, NNN.xml …) or as a folder NNN with the code's
 own files. Where a calculation fails, put an empty file NNN.failed there.
 Then give the `dyntrain improve` command again.
@@ -48,8 +56,10 @@ def ask(folder: Path) -> None:
         atoms.arrays["velocities"] = atoms.get_velocities() * FS
         with atomic_path(path) as part:
             ase.io.write(part, atoms, format="extxyz")
-    text = _README.format(
-        dt_fs=task.dt_fs, n_steps=task.n_frames - 1, n_frames=task.n_frames, finished=finished.resolve()
+    single = task.n_frames == 1
+    back = _BACK.format(calculation="calculation" if single else "run", finished=finished.resolve())
+    text = (_README_SINGLE if single else _README).format(
+        dt_fs=task.dt_fs, n_steps=task.n_frames - 1, n_frames=task.n_frames, back=back
     )
     write_text(asked / "README.txt", text)
 
@@ -84,7 +94,7 @@ def _answer(folder: Path, number: int) -> Path | None:
 
 
 def _checked(answer: Path, atoms: Atoms, task: Task, keys: KeyMap) -> Trajectory:
-    runs = read_trajectories([answer], task.dt_fs, keys)
+    runs = task.answer(answer, atoms, keys)
     if len(runs) != 1:
         raise UserError(
             f"{answer} holds {len(runs)} runs, where the one that continues a structure is expected"

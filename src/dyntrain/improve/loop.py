@@ -17,7 +17,6 @@ from dyntrain.atomic import write_text
 from dyntrain.config import BudgetConfig, Config, DataFiles, FinetuneConfig, ImproveConfig, read_config
 from dyntrain.data.diagnose import usable_runs
 from dyntrain.data.keys import KeyMap
-from dyntrain.data.readers import read_trajectories
 from dyntrain.data.spectrum import check_step
 from dyntrain.data.store import write_store
 from dyntrain.data.trajectory import Trajectory
@@ -261,8 +260,11 @@ class _Improvement:
         return True
 
     def _by_calculator(self, number: int, segments: Path) -> _Answers:
-        n_starts = len(read_starts(segments))
-        self.observer.say(f"Round {number}: {self.reference} continues {n_starts} segments")
+        starts, task = read_starts(segments), Task.read(segments)
+        what = f"labels {len(starts)} structures"
+        if task.n_frames > 1:
+            what = f"continues {len(starts)} segments"
+        self.observer.say(f"Round {number}: {self.reference} {what}")
         with self.observer.progress() as progress:
             outcomes = carry_out(
                 segments,
@@ -270,9 +272,9 @@ class _Improvement:
                 self.settings.workers,
                 partial(progress, "reference segments"),
             )
-        files = [outcome.run for outcome in outcomes if outcome.run is not None]
+        found = [task.answer(o.run, start) for o, start in zip(outcomes, starts, strict=True) if o.run]
         return _Answers(
-            runs=read_trajectories(files) if files else [],
+            runs=[run for runs in found for run in runs],
             failures=[f"segment {n:03d} {o.reason}" for n, o in enumerate(outcomes) if o.reason is not None],
             calls=sum(outcome.calls for outcome in outcomes),
         )

@@ -17,9 +17,12 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.constraints import FixAtoms
-from ase.io.trajectory import Trajectory
+from ase.io.trajectory import Trajectory as TrajectoryFile
 
 from dyntrain.atomic import atomic_path, write_text
+from dyntrain.data.keys import AUTOMATIC, KeyMap
+from dyntrain.data.readers import read_structure, read_trajectories
+from dyntrain.data.trajectory import Trajectory
 from dyntrain.errors import UserError
 from dyntrain.improve.reference import Reference
 from dyntrain.state import State
@@ -33,7 +36,7 @@ class Task:
 
     reference:     what continues
     dt_fs:         time step, fs
-    n_frames:      frames of each new run, the start included: so many calls
+    n_frames:      frames of each new run, the start included: so many calls; 1: the starts are labelled
     largest_force: a structure with a larger force on an atom is not sane, eV/Å
     """
 
@@ -57,6 +60,14 @@ class Task:
         """Why a start has no new run."""
         return folder / f"{number:03d}.json"
 
+    def answer(self, file: Path, start: Atoms, keys: KeyMap = AUTOMATIC) -> list[Trajectory]:
+        """The runs in a file that holds what the reference made of a start (one, if all is well)."""
+        if self.n_frames > 1:
+            return read_trajectories([file], self.dt_fs, keys)
+        structure = read_structure(file, start.get_velocities(), self.dt_fs, keys)
+        fixed = state_of(start).fixed
+        return [structure if fixed is None else structure.replace(fixed_atoms=tuple(np.flatnonzero(fixed)))]
+
     @classmethod
     def is_done(cls, folder: Path, number: int) -> bool:
         return cls.run(folder, number).exists() or cls.reason(folder, number).exists()
@@ -75,7 +86,7 @@ def write_task(folder: Path, task: Task, starts: Sequence[Atoms]) -> None:
     """Put a task into a folder; the starts are written last: with them the task is complete."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / _TASK, json.dumps(asdict(task)) + "\n")
-    with atomic_path(folder / _STARTS) as part, Trajectory(part, "w") as file:
+    with atomic_path(folder / _STARTS) as part, TrajectoryFile(part, "w") as file:
         for atoms in starts:
             file.write(atoms)
 
