@@ -223,10 +223,11 @@ def test_what_happened_at_a_break_is_told(change: np.ndarray, what: str, rebuilt
     assert what in found["breaks"].message
 
 
-def test_of_a_structure_alone_nothing_of_motion_is_said() -> None:
-    (structure,), (report,) = usable_runs([to_trajectory(RUN).slice(3, 4)])
+@pytest.mark.parametrize("n", [1, 2, 50])
+def test_of_structures_of_no_run_nothing_of_motion_is_said(n: int) -> None:
+    (run,), (report,) = usable_runs([to_trajectory(RUN).replace(alone=True).slice(3, 3 + n)])
     assert [found.code for found in report.findings] == ["alone"]
-    assert structure.fixed_atoms == () and report.dt_fs_inferred is None
+    assert run.fixed_atoms == () and report.dt_fs_inferred is None and report.shuffled is None
 
 
 def test_missing_frames_are_counted() -> None:

@@ -6,6 +6,7 @@ import gc
 import itertools
 import time
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +14,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dyntrain.data.readers import read_trajectories
 from dyntrain.data.segments import Segment, collate, epoch_order, find_segments, windows
 from dyntrain.data.splits import automatic_split, explicit_split, split_by_run, split_by_time
+from dyntrain.data.store import write_store
+from dyntrain.data.structures import joined
 from dyntrain.errors import UserError
 from dyntrain.integrators import VelocityVerlet
 from made_runs import morse_trajectory
@@ -33,12 +37,26 @@ def test_windows_are_all_that_cross_no_break(breaks: set[int], length: int) -> N
         assert (start in found) == (whole and not (length == 1 and start in alone))
 
 
-def test_a_run_of_one_frame_is_a_window_of_one() -> None:
-    runs = [RUN, RUN.slice(7, 8)]
-    assert windows(runs[1], 1).tolist() == [0] and windows(runs[1], 2).tolist() == []
-    batch = collate([Segment(0, 7, 1), Segment(1, 0, 1)], runs)
+def test_structures_of_no_run_are_windows_of_one_frame() -> None:
+    runs = [RUN, RUN.slice(7, 12).replace(alone=True)]
+    assert windows(runs[1], 1).tolist() == [0, 1, 2, 3, 4] and windows(runs[1], 2).tolist() == []
+    batch = collate([Segment(0, 9, 1), Segment(1, 2, 1)], runs)
     torch.testing.assert_close(*batch.targets.forces[0].chunk(2), rtol=0, atol=0)
-    assert [s.run for s in find_segments(runs, 3)] == [0] * 38
+    assert {s.run for s in find_segments(runs, 3)} == {0}
+    with pytest.raises(UserError, match="longest stretch without a break has 1 frames"):
+        find_segments(runs[1:], 2)
+
+
+def test_structures_of_the_same_atoms_are_joined(tmp_path: Path) -> None:
+    other = morse_trajectory(10, seed=3)
+    other = other.replace(masses=2 * other.masses)
+    structures = [run.replace(alone=True).slice(k, k + 1) for k in (3, 0, 7) for run in (RUN, other)]
+    write_store(joined(structures), tmp_path / "structures.h5")
+    first, second = read_trajectories([tmp_path / "structures.h5"])
+    assert (first.alone, first.n_frames, first.breaks) == (True, 3, (1, 2))
+    np.testing.assert_array_equal(first.forces, RUN.forces[[3, 0, 7]])
+    np.testing.assert_array_equal(first.cell, [RUN.cell] * 3)
+    np.testing.assert_array_equal(second.positions, other.positions[[3, 0, 7]])
 
 
 def test_segments_of_several_runs() -> None:

@@ -82,7 +82,11 @@ def test_kicks_of_a_window_are_those_of_the_run() -> None:
 @given(st.integers(0, 39), st.integers(1, 40), st.sets(st.integers(1, 39)))
 def test_a_slice_keeps_frames_breaks_and_dt(start: int, n: int, breaks: set[int]) -> None:
     run = morse_trajectory(40).replace(breaks=tuple(breaks))
-    stop = min(start + n, 40)
+    stop = min(start + max(n, 2), 40)
+    if stop - start < 2:
+        with pytest.raises(UserError, match="at least 2 consecutive frames"):
+            run[start:stop]
+        return
     part = run[start:stop]
     assert part.breaks == tuple(sorted(b - start for b in breaks if start < b < stop))
     assert (part.dt, part.first_frame) == (run.dt, start)

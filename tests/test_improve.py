@@ -209,15 +209,15 @@ def test_segments_of_one_frame_are_single_structures(data: dict[str, list[str]],
     assert [each["calls"] for each in record["rounds"]] == [0, 4, 8]
     assert "Round 1: emt labels 4 structures" in told.said
     folder = folder_of(found) / "round_01"
-    runs = read_trajectories([folder / "segments.h5"])
+    (structures,) = read_trajectories([folder / "segments.h5"])
     starts = ase.io.read(folder / "segments" / "starts.traj", ":")
-    assert [one.n_frames for one in runs] == [1] * 4
-    for one, start in zip(runs, starts, strict=True):
+    assert structures.alone and structures.n_frames == len(starts) == 4
+    for k, start in enumerate(starts):
         atoms = start.copy()
         atoms.calc = EMT()
-        np.testing.assert_array_equal(one.positions[0], start.positions)
-        np.testing.assert_allclose(one.forces[0], atoms.get_forces(), atol=1e-7)
-        np.testing.assert_allclose(one.velocities[0], start.get_velocities(), atol=1e-12)
+        np.testing.assert_array_equal(structures.positions[k], start.positions)
+        np.testing.assert_allclose(structures.forces[k], atoms.get_forces(), atol=1e-7)
+        np.testing.assert_allclose(structures.velocities[k], start.get_velocities(), atol=1e-12)
     with pytest.raises(UserError, match="segments of 1 frames cannot be trained on with windows of 3 frames"):
         run(data, tmp_path / "other", improve=single)
 

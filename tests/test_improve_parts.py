@@ -364,8 +364,8 @@ def test_single_structures_are_labelled_elsewhere(data: Any, tmp_path: Path) -> 
         forces.append(atoms.get_forces())
         ase.io.write(segments / "finished" / f"{number:03d}.extxyz", atoms)
     assert run(data, output, improve=section, curriculum=one_step).finished is not None
-    found = read_trajectories([output / "round_01" / "segments.h5"])
-    np.testing.assert_allclose(np.stack([one.forces[0] for one in found]), forces, atol=1e-7)
+    (found,) = read_trajectories([output / "round_01" / "segments.h5"])
+    np.testing.assert_allclose(found.forces, forces, atol=1e-7)
 
 
 def test_a_run_from_elsewhere_must_continue_its_structure(data: Any, tmp_path: Path) -> None:

@@ -200,13 +200,13 @@ def test_findings_of_one_kind_are_told_of_three_runs(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (run, *_) = read_trajectories(data["train"])
+    run = read_trajectories(data["train"])[0].replace(alone=True)
     store = tmp_path / "structures.h5"
-    write_store([run.slice(frame, frame + 1) for frame in range(0, 25, 5)], store)
+    write_store([run.slice(frame, frame + 2) for frame in range(0, 25, 5)], store)
     files = {**data, "train": [*data["train"], str(store)]}
     assert main(monkeypatch, "train", write_config(tmp_path / "c.yaml", files)) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert out.count("a structure alone, of no run") == 3
+    assert out.count("2 structure(s) of no run") == 3
     assert "likewise of 2 other run(s): `dyntrain check` tells each" in out
 
 

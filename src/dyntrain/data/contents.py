@@ -205,9 +205,9 @@ def looks_shuffled(run: Trajectory) -> bool | None:
 
     None where they do not: frames too far apart in time look the same as an unlucky order.
     """
-    n = run.n_frames
-    if n < 2:
+    if run.alone:
         return None
+    n = run.n_frames
     asked = np.unique(np.linspace(0, n - 2, _SAMPLED_FRAMES).astype(int))
     flat = (np.sqrt(run.masses)[:, None] * run.positions).reshape(n, -1)
     nearest, following = [], []

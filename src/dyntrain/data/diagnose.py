@@ -20,7 +20,7 @@ from dyntrain.data.contents import (
     looks_shuffled,
     mean_temperature,
 )
-from dyntrain.data.findings import INFERABLE_SHARE, Measured, about_motion
+from dyntrain.data.findings import INFERABLE_SHARE, Measured, about_motion, alone
 from dyntrain.data.findings_contents import (
     about_breaks,
     about_energies,
@@ -59,9 +59,9 @@ _BAROSTAT_GAIN = 0.3
 def marked(trajectory: Trajectory) -> Trajectory:
     """The run with its fixed atoms and breaks marked for windows; a stored run was marked when stored.
 
-    In a structure alone nothing moves, which says nothing of fixed atoms.
+    Of structures of no run nothing is concluded.
     """
-    if trajectory.reader == STORE or trajectory.n_frames == 1:
+    if trajectory.reader == STORE or trajectory.alone:
         return trajectory
     still = np.setdiff1d(np.arange(trajectory.n_atoms), moving_atoms(trajectory.positions))
     fixed = trajectory.replace(fixed_atoms=tuple(int(a) for a in still))
@@ -100,6 +100,8 @@ def _diagnose(run: Trajectory) -> RunReport:
         ensemble = guess_ensemble(motion, barostat=held.strained, noisy_forces=noisy)
     energies = energy_force_match(run)
     report = _report(run, held, motion, fit, ensemble, energies)
+    if run.alone:
+        return dataclasses.replace(report, findings=(alone(run), *about_structure(run, report)))
     measured = Measured(run, report, held, motion, fit)
     findings = (
         *about_motion(measured),
@@ -176,7 +178,7 @@ def _barostat(run: Trajectory, held: Held, motion: Motion | None) -> bool:
 
 def _fit(run: Trajectory, held: Held) -> DtFit | None:
     """dt and correlation, where needed without what constraints and friction do; None if too short."""
-    if run.n_frames < 3 or not held.atoms.size:
+    if run.n_frames < 3 or run.alone or not held.atoms.size:
         return None
     plain = fit_dt(run.positions, run.forces, run.masses)
     if plain.residual < EXACT_RESIDUAL:

@@ -66,11 +66,15 @@ class Measured:
         return find_wrong_masses(self.run, self.held, *([SPARSE_LEFT] if sparse else []))
 
 
+def alone(run: Trajectory) -> Finding:
+    """Structures of no run say nothing of motion."""
+    what = f"{run.n_frames} structure(s) of no run"
+    told = "trained on where S = 1; nothing tells whether dt, forces and units are right"
+    return finding("alone", "info", "certain", what, training=told)
+
+
 def about_motion(m: Measured) -> list[Finding]:
     """Why a run is no dynamics at all, or what acts on it beside its forces."""
-    if m.run.n_frames == 1:
-        told = "it is trained on where S = 1, and nothing tells whether forces and units are right"
-        return [finding("alone", "info", "certain", "a structure alone, of no run", training=told)]
     if len(m.report.fixed_atoms) == m.run.n_atoms:
         what = "no atom moves in the whole run; these are no dynamics"
         return [finding("nothing_moves", "error", "certain", what, training="there is nothing to unroll")]

@@ -44,8 +44,7 @@ def about_breaks(run: Trajectory) -> list[Finding]:
                 mend="mark the periodic directions (pbc) in the file",
             )
         )
-    lone = tuple(first for first, stop in run.stretches if stop - first == 1)
-    if lone and run.n_frames > 1:
+    if lone := tuple(first for first, stop in run.stretches if stop - first == 1):
         what = (
             f"{len(lone)} frame(s) fit neither the frame before nor the one after, first {lone[0]}: their "
             "forces or positions are likely wrong"
@@ -132,7 +131,7 @@ def about_velocities(run: Trajectory, report: RunReport, held: Held) -> list[Fin
 def about_energies(run: Trajectory, report: RunReport, match: EnergyMatch) -> list[Finding]:
     """Whether energies belong to the forces."""
     slope, correlation, jumps, rough = match
-    if run.n_frames > 1 and not np.ptp(run.energies):
+    if not np.ptp(run.energies):
         what = "the energy is the same in all frames"
         useless = "it is no label"
         return [finding("constant_energy", "warning", "certain", what, training=useless)]

@@ -16,9 +16,8 @@ from dyntrain.data.keys import AUTOMATIC, KeyMap
 from dyntrain.data.natural_order import natural_order
 from dyntrain.data.raw import RawRun, to_trajectory
 from dyntrain.data.store import is_store, open_store
-from dyntrain.data.trajectory import FloatArray, Trajectory
+from dyntrain.data.trajectory import Trajectory
 from dyntrain.errors import UserError
-from dyntrain.units import FS
 
 
 def read_trajectories(
@@ -52,7 +51,7 @@ def read_runs(
         raise UserError(f"There is no file {file}.")
     chosen = find_format(file)
     if chosen.read is not read_h5md or not is_store(file):
-        return [to_trajectory(_read(file, keys), dt_fs)]
+        return [to_trajectory(read_raw(file, keys), dt_fs)]
     runs = open_store(file)
     for run in runs:
         if keys.masses:
@@ -62,38 +61,7 @@ def read_runs(
     return runs
 
 
-def read_structure(
-    file: str | os.PathLike[str], velocities: FloatArray, dt_fs: float, keys: KeyMap = AUTOMATIC
-) -> Trajectory:
-    """Read the first structure of a file as a run of one frame, which S = 1 can be trained on.
-
-    Args:
-        file: of a single calculation, or a run that begins with it.
-        velocities: of the structure, [n_atoms, 3] Å/ASE time; a single calculation knows none.
-        dt_fs: of the runs that it will lie beside.
-
-    Raises:
-        UserError: whatever is wrong with the file, in one sentence.
-    """
-    run = _read(Path(file), keys)
-    return Trajectory(
-        positions=run.positions[:1],
-        velocities=velocities[None],
-        forces=run.forces[:1],
-        energies=run.energies[:1],
-        cell=run.cell.reshape(-1, 3, 3)[0],
-        pbc=run.pbc,
-        atomic_numbers=run.atomic_numbers,
-        masses=run.masses,
-        dt=dt_fs * FS,
-        file=run.file,
-        reader=run.reader,
-        notes=tuple(run.notes),
-        stress=None if run.stress is None else run.stress[:1],
-    )
-
-
-def _read(file: Path, keys: KeyMap) -> RawRun:
+def read_raw(file: Path, keys: KeyMap) -> RawRun:
     """What a file says of its run, with the masses that the user states."""
     run = find_format(file).read(file, keys)
     if not keys.masses:

@@ -148,8 +148,8 @@ class Batch:
 def windows(trajectory: Trajectory, length: int, stride: int = 1) -> IntArray:
     """First frames of all windows of `length` frames that cross no break, int64 [n_windows] (maybe none).
 
-    A frame alone between two breaks fits neither neighbour, so it is not trusted and is in no window. A run
-    of one frame is one.
+    A frame alone between two breaks fits neither neighbour, so it is not trusted and is in no window, unless
+    all frames are structures of no run.
     """
     if length < 1:
         raise UserError(f"A segment needs at least 1 frame, got a length of {length}.")
@@ -157,7 +157,7 @@ def windows(trajectory: Trajectory, length: int, stride: int = 1) -> IntArray:
     starts = [
         np.arange(first, stop - span + 1, dtype=np.int64)
         for first, stop in trajectory.stretches
-        if stop - first > 1 or trajectory.n_frames == 1
+        if stop - first > 1 or trajectory.alone
     ]
     return np.concatenate([*starts, np.empty(0, np.int64)])
 

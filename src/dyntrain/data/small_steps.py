@@ -33,7 +33,7 @@ def with_small_steps(run: Trajectory, *, every_step: bool) -> Trajectory:
     constraints hold bonds or coordinates, whose kinetic energies do not mirror the potential ones, or whose
     atoms noise pushes one by one (Langevin), of which nothing in the frames tells.
     """
-    period = fastest_period_fs(run)
+    period = None if run.alone else fastest_period_fs(run)
     if period is None:
         return run
     near = run.dt_fs < STABLE_SHARE * period / math.pi

@@ -134,6 +134,7 @@ def _write_run(h5: h5py.File, name: str, run: Trajectory) -> None:
             "wrapped": run.wrapped,
             "dt": run.dt,
             "stride": run.stride,
+            "alone": run.alone,
         }
     )
 
@@ -196,6 +197,7 @@ def _open_run(h5: h5py.File, name: str, file: Path, mapped: mmap.mmap) -> Trajec
         dt_origin=said["dt_origin"],
         wrapped=bool(said["wrapped"]),
         stride=said["stride"],
+        alone=bool(said["alone"]),
         stress=read(stress) if member(h5, stress, file) is not None else None,
     )
 
@@ -279,5 +281,4 @@ def _provenance(dataset: Any, file: Path) -> dict[str, Any]:
     for key, kind in expected.items():
         if not isinstance(said.get(key), kind):
             raise UserError(f"{file}: the provenance of a run has no `{key}`; write the store again.")
-    said.setdefault("stride", None)  # of stores of older versions
-    return {"wrapped": False, **said}
+    return {"wrapped": False, "stride": None, "alone": False, **said}  # which older stores do not say

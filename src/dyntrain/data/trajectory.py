@@ -43,8 +43,6 @@ DtOrigin = Literal["given", "file", "inferred"]
 class Trajectory:
     """One reference run: consecutive frames of the same atoms, `dt` apart.
 
-    A run of one frame is a structure alone: a window for S = 1 and no other.
-
         field           shape                       unit
         positions       [n_frames, n_atoms, 3]      Å             unwrapped
         velocities      [n_frames, n_atoms, 3]      Å / ASE time  of the same instant as the positions
@@ -62,6 +60,8 @@ class Trajectory:
         stride          number or None                            steps of the AIMD from frame to frame, by
                                                                   the file
         small_steps     number                                    steps a roll-out takes from frame to frame
+        alone           bool                                      frames are structures of no run, with breaks
+                                                                  between all: windows for S = 1
 
     Provenance: `file`, `reader`, `first_frame` (number in the file of frame 0 here), `notes` (plain
     sentences: what was assumed or repaired), where the velocities and dt come from, and whether the
@@ -93,6 +93,7 @@ class Trajectory:
     stress: FloatArray | None = None
     stride: int | None = None
     small_steps: int = 1
+    alone: bool = False
 
     def __post_init__(self) -> None:
         self._settle({field.name for field in dataclasses.fields(self)})
@@ -107,7 +108,8 @@ class Trajectory:
         self._coerce("pbc", np.bool_)
         self._coerce("atomic_numbers", np.int64)
         object.__setattr__(self, "dt", float(self.dt))
-        object.__setattr__(self, "breaks", tuple(sorted({int(b) for b in self.breaks})))
+        breaks = range(1, self.n_frames) if self.alone else sorted({int(b) for b in self.breaks})
+        object.__setattr__(self, "breaks", tuple(breaks))
         object.__setattr__(self, "notes", tuple(self.notes))
         self._check_shapes()
         self._check_values(unchecked)
@@ -129,8 +131,10 @@ class Trajectory:
         n_frames, n_atoms = self.n_frames, self.n_atoms
         if n_atoms == 0:
             raise UserError(f"{self.file}: the frames hold no atoms.")
-        if n_frames == 0:
-            raise UserError(f"{self.file} holds no frame.")
+        if n_frames < (1 if self.alone else 2):
+            raise UserError(
+                f"{self.file} holds {n_frames} frame(s); a run needs at least 2 consecutive frames."
+            )
         expected: dict[str, tuple[tuple[int, ...], ...]] = {
             "velocities": ((n_frames, n_atoms, 3),),
             "forces": ((n_frames, n_atoms, 3),),

@@ -19,6 +19,7 @@ from dyntrain.data.diagnose import usable_runs
 from dyntrain.data.keys import KeyMap
 from dyntrain.data.spectrum import check_step
 from dyntrain.data.store import write_store
+from dyntrain.data.structures import joined
 from dyntrain.data.trajectory import Trajectory
 from dyntrain.errors import UserError
 from dyntrain.evaluate.starts import common_dt_fs
@@ -256,7 +257,8 @@ class _Improvement:
             "n_new": len(answers.runs),
         }
         write_text(self.folder.explored(number), json.dumps(told, indent=1) + "\n")
-        write_store(usable_runs(answers.runs)[0], self.folder.new_runs(number))
+        structures, runs = ([run for run in answers.runs if run.alone is alone] for alone in (True, False))
+        write_store([*joined(structures), *usable_runs(runs)[0]], self.folder.new_runs(number))
         return True
 
     def _by_calculator(self, number: int, segments: Path) -> _Answers:

@@ -21,7 +21,8 @@ from ase.io.trajectory import Trajectory as TrajectoryFile
 
 from dyntrain.atomic import atomic_path, write_text
 from dyntrain.data.keys import AUTOMATIC, KeyMap
-from dyntrain.data.readers import read_structure, read_trajectories
+from dyntrain.data.readers import read_trajectories
+from dyntrain.data.structures import read_structure
 from dyntrain.data.trajectory import Trajectory
 from dyntrain.errors import UserError
 from dyntrain.improve.reference import Reference
@@ -64,9 +65,9 @@ class Task:
         """The runs in a file that holds what the reference made of a start (one, if all is well)."""
         if self.n_frames > 1:
             return read_trajectories([file], self.dt_fs, keys)
-        structure = read_structure(file, start.get_velocities(), self.dt_fs, keys)
         fixed = state_of(start).fixed
-        return [structure if fixed is None else structure.replace(fixed_atoms=tuple(np.flatnonzero(fixed)))]
+        held = () if fixed is None else fixed.nonzero().flatten().tolist()
+        return [read_structure(file, start.get_velocities(), self.dt_fs, held, keys)]
 
     @classmethod
     def is_done(cls, folder: Path, number: int) -> bool:
