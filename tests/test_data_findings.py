@@ -10,6 +10,7 @@ from ase.build import molecule
 from ase.constraints import FixAtoms
 
 import made_runs
+from dyntrain.data.alike import energy_offset
 from dyntrain.data.compare import find_other_zeros
 from dyntrain.data.diagnose import diagnose, usable_runs
 from dyntrain.data.masses import masses_advice
@@ -428,6 +429,12 @@ def test_a_stress_that_jumps_is_told() -> None:
 
 
 # Several runs
+
+
+def test_a_cell_told_of_each_frame_is_one_cell_if_it_never_changes() -> None:
+    runs = [morse_trajectory(250), morse_trajectory(220, seed=1)]
+    told = [run.replace(cell=np.broadcast_to(run.cell, (run.n_frames, 3, 3))) for run in runs]
+    assert energy_offset(*told) == energy_offset(*runs)
 
 
 def test_energies_of_another_zero_are_told_when_runs_lie_side_by_side() -> None:

@@ -55,7 +55,7 @@ def test_structures_of_the_same_atoms_are_joined(tmp_path: Path) -> None:
     first, second = read_trajectories([tmp_path / "structures.h5"])
     assert (first.alone, first.n_frames, first.breaks) == (True, 3, (1, 2))
     np.testing.assert_array_equal(first.forces, RUN.forces[[3, 0, 7]])
-    np.testing.assert_array_equal(first.cell, [RUN.cell] * 3)
+    np.testing.assert_array_equal(first.cell, RUN.cell)
     np.testing.assert_array_equal(second.positions, other.positions[[3, 0, 7]])
 
 

@@ -75,7 +75,7 @@ def _by_element(run: Trajectory) -> Trajectory:
         velocities,
         forces,
         energies=np.asarray(run.energies[frames]),
-        cell=run.cell if run.fixed_cell else run.cell[frames],
+        cell=run.cell_at(0) if run.fixed_cell else run.cell[frames],
         pbc=run.pbc,
         atomic_numbers=run.atomic_numbers[order],
         masses=run.masses[order],

@@ -67,5 +67,5 @@ def _as_one(group: Sequence[Trajectory]) -> Trajectory:
     if group[0].stress is not None:
         names.append("stress")
     arrays = {name: np.concatenate([getattr(each, name) for each in group]) for name in names}
-    cells = [np.broadcast_to(each.cell, (each.n_frames, 3, 3)) for each in group]
-    return group[0].replace(**arrays, cell=np.concatenate(cells))
+    cells = np.concatenate([np.broadcast_to(each.cell, (each.n_frames, 3, 3)) for each in group])
+    return group[0].replace(**arrays, cell=cells[0] if (cells == cells[0]).all() else cells)
