@@ -6,7 +6,6 @@ import gc
 import itertools
 import time
 import weakref
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,11 +13,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dyntrain.data.readers import read_trajectories
 from dyntrain.data.segments import Segment, collate, epoch_order, find_segments, windows
 from dyntrain.data.splits import automatic_split, explicit_split, split_by_run, split_by_time
-from dyntrain.data.store import write_store
-from dyntrain.data.structures import joined
 from dyntrain.errors import UserError
 from dyntrain.integrators import VelocityVerlet
 from made_runs import morse_trajectory
@@ -45,18 +41,6 @@ def test_structures_of_no_run_are_windows_of_one_frame() -> None:
     assert {s.run for s in find_segments(runs, 3)} == {0}
     with pytest.raises(UserError, match="longest stretch without a break has 1 frames"):
         find_segments(runs[1:], 2)
-
-
-def test_structures_of_the_same_atoms_are_joined(tmp_path: Path) -> None:
-    other = morse_trajectory(10, seed=3)
-    other = other.replace(masses=2 * other.masses)
-    structures = [run.replace(alone=True).slice(k, k + 1) for k in (3, 0, 7) for run in (RUN, other)]
-    write_store(joined(structures), tmp_path / "structures.h5")
-    first, second = read_trajectories([tmp_path / "structures.h5"])
-    assert (first.alone, first.n_frames, first.breaks) == (True, 3, (1, 2))
-    np.testing.assert_array_equal(first.forces, RUN.forces[[3, 0, 7]])
-    np.testing.assert_array_equal(first.cell, RUN.cell)
-    np.testing.assert_array_equal(second.positions, other.positions[[3, 0, 7]])
 
 
 def test_segments_of_several_runs() -> None:

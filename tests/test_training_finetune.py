@@ -167,6 +167,17 @@ def test_replayed_energies_have_the_models_zero(data: dict[str, list[str]], tmp_
     np.testing.assert_allclose(np.diff(moved.energies), np.diff(original.energies), atol=1e-9)
 
 
+def test_structures_are_replayed_like_runs(data: dict[str, list[str]], tmp_path: Path) -> None:
+    finetune = {"replay": {"structures": data["validation"], "share": 0.4}}
+    config = parse_config(small_config(data, tmp_path, start_from="model.pt", finetune=finetune))
+    (replayed,) = replay_runs(config, egnn())
+    assert replayed.alone
+    sampler = Sampler(config, read_trajectories(data["train"]), [replayed])
+    assert {segment.run for segment in sampler.batch(1, 0)} <= {0, 1, 2, 3}
+    with pytest.raises(UserError, match="No replay run holds a segment of 3 frames"):
+        sampler.n_windows(3)
+
+
 def test_training_with_replay_goes_on_to_the_same_numbers(data: dict[str, list[str]], tmp_path: Path) -> None:
     first = run(
         {"train": data["train"][:1], "validation": data["validation"]}, tmp_path / "first", max_epochs=1

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dyntrain.config.durations import MotionTime, femtoseconds
 
@@ -24,6 +24,11 @@ class DataFiles(Section):
         description="runs for validation during training; none: some of the training runs are taken",
     )
     test: list[str] = Field(default=[], description="runs that training never sees")
+    structures: list[str] = Field(
+        default=[],
+        description="labelled structures of no run (a training set, single calculations), trained on beside "
+        "the runs where the segment length is 1",
+    )
 
 
 class KeysConfig(Section):
@@ -58,10 +63,19 @@ class ModelConfig(Section):
 
 
 class ReplayConfig(Section):
-    """Runs from the model's former training, so that it keeps what it knew."""
+    """Runs and structures from the model's former training, so that it keeps what it knew."""
 
-    data: list[str] = Field(description="files, folders or patterns of these runs")
+    data: list[str] = Field(default=[], description="files, folders or patterns of these runs")
+    structures: list[str] = Field(
+        default=[], description="structures of no run, as of `data`; where the segment length is 1"
+    )
     share: float = Field(default=0.2, gt=0, lt=1, description="of the segments of each pass")
+
+    @model_validator(mode="after")
+    def _has_some(self) -> Self:
+        if not self.data and not self.structures:
+            raise ValueError("give `data` (runs) or `structures` to replay")
+        return self
 
 
 class FinetuneConfig(Section):

@@ -45,8 +45,8 @@ def read_ase(file: Path, keys: KeyMap = AUTOMATIC) -> RawRun:
         warnings.simplefilter("always")
         lines = plain_name(file).endswith(_LINES)
         try:
-            for frame in _iterate(plain, file):
-                frames.add(frame)
+            for number, frame in enumerate(_iterate(plain, file)):
+                frames.add(frame, number)
         except UserError:
             if not (lines and _ends_within(plain, frames)):
                 raise
@@ -57,6 +57,26 @@ def read_ase(file: Path, keys: KeyMap = AUTOMATIC) -> RawRun:
     run = frames.finish()
     run.notes += sorted({f"ASE warns: {' '.join(str(w.message).split())}" for w in caught})
     return run
+
+
+def read_ase_structures(file: Path, keys: KeyMap = AUTOMATIC) -> list[RawRun]:
+    """Read all frames of a file as structures of no run: any atoms, those of the same ones together.
+
+    Raises:
+        UserError: as of ``read_ase``, but for atoms that change; a file whose last line is not whole.
+    """
+    alike: dict[tuple[bytes, ...], _Frames] = {}
+    with warnings.catch_warnings(), unpacked(file) as plain:
+        warnings.simplefilter("ignore")
+        for number, frame in enumerate(_iterate(plain, file)):
+            atoms = tuple(np.asarray(column).tobytes() for column in (frame.numbers, frame.pbc, frame.masses))
+            timeless = frame._replace(info={k: v for k, v in frame.info.items() if k not in TIME_KEYS})
+            alike.setdefault(atoms, _Frames(str(file), keys)).add(timeless, number)
+        if plain_name(file).endswith(_LINES) and not _ends_with_a_line(plain):
+            raise UserError(f"{file} is cut off in its last line; leave the last structure out.")
+    if not alike:
+        raise UserError(f"{file} holds no structures that ASE can read.")
+    return [frames.finish() for frames in alike.values()]
 
 
 def _ends_with_a_line(file: Path) -> bool:
@@ -145,8 +165,8 @@ class _Frames:
         self.first: Frame | None = None
         self.masses: FloatArray | None = None
 
-    def add(self, atoms: Frame) -> None:
-        frame = len(self.positions)
+    def add(self, atoms: Frame, frame: int) -> None:
+        """Take in a frame; ``frame`` is its number in the file, for sentences."""
         if self.first is None or self.labels is None:
             self.first = atoms
             self.labels = LabelKeys(atoms, self.keys, self.file)

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from dyntrain.data.ase_files import read_ase
 from dyntrain.data.formats.deepmd import is_deepmd
 from dyntrain.data.formats.frames import restated_masses
 from dyntrain.data.formats.h5md import read_h5md
@@ -49,8 +50,7 @@ def read_runs(
     file = Path(file)
     if not file.exists():
         raise UserError(f"There is no file {file}.")
-    chosen = find_format(file)
-    if chosen.read is not read_h5md or not is_store(file):
+    if not is_stored(file):
         return [to_trajectory(read_raw(file, keys), dt_fs)]
     runs = open_store(file)
     for run in runs:
@@ -61,9 +61,23 @@ def read_runs(
     return runs
 
 
+def is_stored(file: Path) -> bool:
+    """Whether a file is a store."""
+    return find_format(file).read is read_h5md and is_store(file)
+
+
+def is_read_by_ase(file: Path) -> bool:
+    """Whether a file is left to ASE."""
+    return find_format(file).read is read_ase
+
+
 def read_raw(file: Path, keys: KeyMap) -> RawRun:
     """What a file says of its run, with the masses that the user states."""
-    run = find_format(file).read(file, keys)
+    return with_masses(find_format(file).read(file, keys), keys)
+
+
+def with_masses(run: RawRun, keys: KeyMap) -> RawRun:
+    """The run with the masses that the user states."""
     if not keys.masses:
         return run
     told = ", ".join(f"{symbol} {mass:g} u" for symbol, mass in keys.masses.items())

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from dyntrain.data.ase_files import read_ase_structures
 from dyntrain.data.keys import AUTOMATIC, KeyMap
-from dyntrain.data.readers import read_raw
+from dyntrain.data.raw import RawRun
+from dyntrain.data.readers import expand_paths, is_read_by_ase, is_stored, read_raw, with_masses
+from dyntrain.data.store import open_store
 from dyntrain.data.trajectory import FloatArray, Trajectory
 from dyntrain.units import FS
 
@@ -32,22 +36,60 @@ def read_structure(
     Raises:
         UserError: whatever is wrong with the file, in one sentence.
     """
-    run = read_raw(Path(file), keys)
-    return Trajectory(
-        positions=run.positions[:1],
+    found = read_raw(Path(file), keys)
+    first = dataclasses.replace(
+        found,
+        positions=found.positions[:1],
         velocities=velocities[None],
-        forces=run.forces[:1],
-        energies=run.energies[:1],
-        cell=run.cell.reshape(-1, 3, 3)[0],
+        forces=found.forces[:1],
+        energies=found.energies[:1],
+        cell=found.cell.reshape(-1, 3, 3)[0],
+        stress=None if found.stress is None else found.stress[:1],
+    )
+    return _alone(first, dt_fs * FS).replace(fixed_atoms=tuple(fixed_atoms))
+
+
+def read_structures(paths: Sequence[str | os.PathLike[str]], keys: KeyMap = AUTOMATIC) -> list[Trajectory]:
+    """Read labelled structures of no run, as training sets hold them: any atoms, in any order.
+
+    Args:
+        paths: files, folders of them, or patterns; also runs, of which every frame is taken for itself.
+        keys: which keys hold what, and in which units, where the files do not say.
+
+    Returns:
+        Those of the same atoms together; velocities that are not there are zero.
+
+    Raises:
+        UserError: whatever is wrong with a path or its content, in one sentence.
+    """
+    found: list[Trajectory] = []
+    for file in expand_paths(paths):
+        if is_read_by_ase(file):
+            found += [_alone(with_masses(run, keys), FS) for run in read_ase_structures(file, keys)]
+        elif is_stored(file):
+            found += [run.replace(alone=True) for run in open_store(file)]
+        else:
+            found.append(_alone(read_raw(file, keys), FS))
+    return joined(found)
+
+
+def _alone(run: RawRun, dt: float) -> Trajectory:
+    """Frames of a file as structures of no run; dt is the interval that they are said to have."""
+    velocities = run.velocities
+    return Trajectory(
+        positions=run.positions,
+        velocities=np.zeros_like(run.positions) if velocities is None else velocities,
+        forces=run.forces,
+        energies=run.energies,
+        cell=run.cell,
         pbc=run.pbc,
         atomic_numbers=run.atomic_numbers,
         masses=run.masses,
-        dt=dt_fs * FS,
+        dt=dt,
         file=run.file,
         reader=run.reader,
         notes=tuple(run.notes),
-        fixed_atoms=tuple(fixed_atoms),
-        stress=None if run.stress is None else run.stress[:1],
+        stress=run.stress,
         alone=True,
     )
 
@@ -57,7 +99,7 @@ def joined(structures: Sequence[Trajectory]) -> list[Trajectory]:
     alike: dict[tuple[object, ...], list[Trajectory]] = {}
     for each in structures:
         atoms = (each.atomic_numbers.tobytes(), each.masses.tobytes(), each.fixed_atoms)
-        rest = (each.pbc.tobytes(), each.dt, each.stress is None)
+        rest = (each.pbc.tobytes(), each.stress is None)
         alike.setdefault((*atoms, *rest), []).append(each)
     return [_as_one(group) for group in alike.values()]
 

@@ -115,7 +115,7 @@ class _Improvement:
                 f"on with windows of {config.max_span} frames: make them at least as long"
             )
         self.folder.begin(config)
-        self.train_runs = self.folder.runs("train")
+        self.train_runs = [run for run in self.folder.runs("train") if not run.alone]
         self.held_out = self.folder.runs("test") or self.folder.runs("validation")
         common_dt_fs([*self.train_runs, *self.held_out])
         check_step(self.train_runs, 1)

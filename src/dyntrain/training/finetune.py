@@ -14,6 +14,7 @@ from ase.data import chemical_symbols
 from dyntrain.config import Config
 from dyntrain.data.diagnose import usable_runs
 from dyntrain.data.readers import read_trajectories
+from dyntrain.data.structures import read_structures
 from dyntrain.data.trajectory import Trajectory
 from dyntrain.errors import UserError
 from dyntrain.models.family import FamilyModel
@@ -95,7 +96,7 @@ def freeze(potential: Potential, patterns: Sequence[str]) -> None:
 
 
 def replay_runs(config: Config, potential: Potential) -> list[Trajectory]:
-    """The runs of ``finetune.replay``, their energies moved to the model's zero.
+    """Runs and structures of ``finetune.replay``, their energies moved to the model's zero.
 
     Labels of the model's former training have the zero it had then, per element.
 
@@ -105,7 +106,9 @@ def replay_runs(config: Config, potential: Potential) -> list[Trajectory]:
     replay = config.finetune.replay
     if replay is None:
         return []
-    runs, _ = usable_runs(read_trajectories(replay.data))
+    found = read_trajectories(replay.data) if replay.data else []
+    found += read_structures(replay.structures) if replay.structures else []
+    runs, _ = usable_runs(found)
     check_elements(potential, runs, "finetune.replay: the model")
     shifts = element_shifts(potential, runs)
     return [

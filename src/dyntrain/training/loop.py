@@ -376,7 +376,7 @@ class _Run:
             "segment_length": self.progress.segment_length,
             "validation_loss": score[1] if score is not None and math.isfinite(score[1]) else None,
             "validation_frames_lost": score[0] if score is not None else None,
-            "dt_fs": sorted({run.dt_fs for run in self.split.train}),
+            "dt_fs": sorted({run.dt_fs for run in self.split.train if not run.alone}),
         }
 
     def _tick(self) -> None:

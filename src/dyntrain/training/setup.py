@@ -24,6 +24,7 @@ from dyntrain.data.readers import read_trajectories
 from dyntrain.data.segments import Segments, find_segments
 from dyntrain.data.splits import Split, automatic_split, explicit_split
 from dyntrain.data.store import STORE, store_stamp
+from dyntrain.data.structures import read_structures
 from dyntrain.data.trajectory import Trajectory
 from dyntrain.errors import UserError
 from dyntrain.loss import Loss, StepWeights, Term
@@ -43,21 +44,28 @@ def load_split(config: Config) -> tuple[Split, list[RunReport]]:
     given = config.keys.model_dump(exclude_none=True) if config.keys is not None else {}
     keys = KeyMap.from_mapping(given)
 
-    def read(paths: Sequence[str]) -> list[Trajectory]:
-        if not paths:
-            return []
-        runs, found = usable_runs(read_trajectories(paths, config.dt, keys))
-        reports.extend(found)
+    def read(paths: Sequence[str], structures: Sequence[str] = ()) -> list[Trajectory]:
+        found = read_trajectories(paths, config.dt, keys) if paths else []
+        found += read_structures(structures, keys) if structures else []
+        runs, told = usable_runs(found)
+        reports.extend(told)
         return runs
 
     if not isinstance(config.data, DataFiles):
-        return automatic_split(read(config.data), config.max_span), reports
+        return _automatic(read(config.data), config), reports
     files = config.data
-    test = read(files.test)
-    if files.validation:
-        return explicit_split(read(files.train), read(files.validation), test), reports
-    split = automatic_split(read(files.train), config.max_span)
+    train, validation, test = read(files.train, files.structures), read(files.validation), read(files.test)
+    if validation:
+        return explicit_split(train, validation, test), reports
+    split = _automatic(train, config)
     return Split(split.train, split.validation, test, split.how), reports
+
+
+def _automatic(training: Sequence[Trajectory], config: Config) -> Split:
+    """Some of the runs validate; structures of no run all train."""
+    runs, structures = ([run for run in training if run.alone is alone] for alone in (False, True))
+    split = automatic_split(runs, config.max_span)
+    return Split([*split.train, *structures], split.validation, split.test, split.how)
 
 
 def fingerprint(split: Split, replay: Sequence[Trajectory] = ()) -> str:
