@@ -202,7 +202,8 @@ class _Frames:
         if len(atoms.numbers) != len(first.numbers) or (atoms.numbers != first.numbers).any():
             raise UserError(
                 f"{self.file}, frame {frame}: the atoms change ({_formula(first.numbers)} in frame 0, here "
-                f"{_formula(atoms.numbers)} or another order); a file must hold one run of the same atoms."
+                f"{_formula(atoms.numbers)} or another order); a file must hold one run of the same atoms, "
+                "unless it is named under `data.structures`."
             )
         if (atoms.pbc != first.pbc).any():
             raise UserError(

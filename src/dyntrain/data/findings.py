@@ -109,7 +109,10 @@ def _unexplained(m: Measured) -> Finding:
 def _likeliest_cause(m: Measured) -> tuple[str, str]:
     run, period = m.run, m.report.fastest_period_fs
     if m.report.shuffled:
-        return "the frames are not in the order of time", "give the frames in the order of the run"
+        return (
+            "the frames are not in the order of time",
+            "give the frames in the order of the run, or of no run the file under `data.structures`",
+        )
     if lattice_jumps(run):
         return (
             "positions are wrapped into a cell that is not marked as periodic",
