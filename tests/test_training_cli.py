@@ -207,7 +207,7 @@ def test_findings_of_one_kind_are_told_of_three_runs(
     assert main(monkeypatch, "train", write_config(tmp_path / "c.yaml", files)) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert out.count("2 structure(s) of no run") == 3
-    assert "likewise of 2 other run(s): `dyntrain check` tells each" in out
+    assert "likewise of 2 more" in out and "frames and 10 structures to train on" in out
 
 
 def test_a_training_that_diverged_is_called_so(

@@ -107,10 +107,12 @@ class TrainingBar:
         say = self.console.print
         for line in _told(reports):
             say(line)
-        frames = sum(run.n_frames for run in split.train)
+        runs = [run.n_frames for run in split.train if not run.alone]
+        structures = sum(run.n_frames for run in split.train if run.alone)
         say(
-            f"{self.name}: {len(split.train)} run(s) of {frames} frames to train on, "
-            f"{len(split.validation)} to validate on. {escape(split.how)}"
+            f"{self.name}: {len(runs)} run(s) of {sum(runs)} frames "
+            + (f"and {structures} structures " if structures else "")
+            + f"to train on, {len(split.validation)} run(s) to validate on. {escape(split.how)}"
         )
         say("Roll-outs beside recorded runs apply the runs' kicks.")
         if resumed:
@@ -164,7 +166,7 @@ def _told(reports: list[RunReport]) -> Iterator[str]:
         for file, found in places[:_TOLD_IN_FULL]:
             yield f"[yellow]{found.severity}[/] {escape(file)}: {escape(found.message)}"
         if (more := len(places) - _TOLD_IN_FULL) > 0:
-            yield f"… and likewise of {more} other run(s): `dyntrain check` tells each"
+            yield f"… and likewise of {more} more"
 
 
 def _number(value: float | None) -> str:
