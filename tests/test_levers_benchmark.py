@@ -54,7 +54,7 @@ def test_the_short_comparison_pairs_arms_by_start(tmp_path: Path) -> None:
     assert f"{product:.3f}" in printed.splitlines()[-1]
 
 
-# --- weights by mode -----------------------------------------------------------------------------------------
+# --- weights by mode ---------------------------------------------------------------
 
 
 @pytest.fixture(autouse=True)
