@@ -4,11 +4,13 @@ Every arm starts from the same one-step model and takes the same number of furth
 
     old frames       nothing new
     ordinary AIMD    as many new frames of ordinary AIMD, as warm as what the others explore
-    improve          `dyntrain improve`: segments on the model's own free runs, up to half before failures
-    structures       the same with segments of one frame: as many single structures
-    committee        the same, the others not at random times but where two further networks disagree (whose
+    improve          `dyntrain improve`: on the model's own free runs, up to half of the calls for segments
+                     before failures, the others for single structures at random times
+    segments         the others for segments, too
+    structures       all for single structures
+    committee        as segments, but not at random times but where two further networks disagree (whose
                      training comes on top, half as many evaluations again)
-    dynamic          as improve, but trained along segments of up to 8 frames in the last 40 % of each round
+    dynamic          as segments, but trained along segments of up to 8 frames in the last 40 % of each round
 
 and is measured alike: force error beside a held-out run, force error against the reference on its own free
 runs from held-out frames (the audit), and how many free runs fail. Writes results.json and prints the
@@ -51,7 +53,7 @@ _LARGEST_RATE = {"egnn": 1e-2, "paper_egnn": 1e-3}
 _PIECE = 32
 """Frames of a piece of recorded training runs: enough to see the fastest vibration in."""
 
-_IMPROVED = ("improve", "structures", "committee", "dynamic")
+_IMPROVED = ("improve", "segments", "structures", "committee", "dynamic")
 ARMS = ("start", "old frames", "ordinary AIMD", *_IMPROVED)
 
 
@@ -239,9 +241,10 @@ class Comparison:
             "temperature": sizes.drawn_K,
             "n_runs": min(8, sizes.n_audited, sizes.n_runs),
         }
-        apart = {
+        apart: dict[str, dict[str, Any]] = {
+            "segments": {"elsewhere": "segments"},
             "structures": {"segments": sizes.round_calls, "segment_length": 1},
-            "committee": {"committee": 2},
+            "committee": {"elsewhere": "segments", "committee": 2},
         }
         values["improve"] |= apart.get(arm, {})
         if arm == "dynamic":

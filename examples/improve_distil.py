@@ -113,6 +113,7 @@ class Distillation(Comparison):
             "calls": calls,
             "segments": calls // sizes.n_rounds // length,
             "segment_length": length,
+            "elsewhere": "segments",
             "horizon": f"{sizes.explored_ps}ps",
             "temperature": sizes.drawn_K,
             "n_runs": min(8, sizes.n_runs),

@@ -222,6 +222,32 @@ def test_segments_of_one_frame_are_single_structures(data: dict[str, list[str]],
         run(data, tmp_path / "other", improve=single)
 
 
+def test_where_nothing_fails_soon_single_structures_are_labelled(
+    data: dict[str, list[str]], tmp_path: Path
+) -> None:
+    told = Told()
+    one_step = {"stages": [{"segment_length": 1, "share": 1}], "epochs": 2}
+    found = run(data, tmp_path / "out", told, curriculum=one_step, improve={"horizon": "400fs", "calls": 18})
+    (_, record) = record_of(found)["rounds"]
+    lengths = [place["n_frames"] for place in record["places"]]
+    assert sum(lengths) == 18 and set(lengths) <= {1, 6}
+    assert [place["n_frames"] == 6 for place in record["places"]] == [
+        place["why"] == BEFORE_FAILURE for place in record["places"]
+    ]
+    (said,) = [text for text in told.said if text.startswith("Round 1: emt")]
+    assert f"labels {lengths.count(1)} structures" in said
+    assert f"{record['n_structures']} single structures" in found.page.read_text()
+    runs = read_trajectories([folder_of(found) / "round_01" / "segments.h5"])
+    assert sorted((each.alone, each.n_frames) for each in runs) == sorted(
+        [(True, record["n_structures"])] + [(False, 6)] * (record["n_new"] - record["n_structures"])
+    )
+
+
+def test_single_structures_are_no_food_for_segments(data: dict[str, list[str]], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"improve\.elsewhere: single structures cannot be trained on"):
+        run(data, tmp_path / "out", improve={"elsewhere": "structures"})
+
+
 def test_a_committee_begins_segments_where_it_disagrees(data: dict[str, list[str]], tmp_path: Path) -> None:
     observer = Told()
     found = run(data, tmp_path / "out", observer, improve={"committee": 2})

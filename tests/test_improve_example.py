@@ -17,7 +17,16 @@ from dyntrain.data.readers import read_trajectories
 from dyntrain.reference.systems import suited_settings
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-ALL_ARMS = ["start", "old frames", "ordinary AIMD", "improve", "structures", "committee", "dynamic"]
+ALL_ARMS = [
+    "start",
+    "old frames",
+    "ordinary AIMD",
+    "improve",
+    "segments",
+    "structures",
+    "committee",
+    "dynamic",
+]
 
 
 @pytest.fixture(autouse=True)

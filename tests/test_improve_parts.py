@@ -104,6 +104,19 @@ def test_more_places_than_runs_are_spread_over_the_runs() -> None:
     assert len({place.time_fs for place in places}) == 10
 
 
+def test_what_is_not_spent_before_failures_goes_to_single_structures() -> None:
+    free = free_runs_with([None, 500.0, 600.0, None])
+    places = choose_places(free, 100, np.random.default_rng(0), lengths=(20, 1))
+    told = [(place.why, place.n_frames) for place in places]
+    assert told == [(BEFORE_FAILURE, 20)] * 2 + [(AT_RANDOM, 1)] * 60
+    for number in range(4):
+        chosen = [place.time_fs for place in places if (place.run, place.why) == (number, AT_RANDOM)]
+        whole = 1000.0 if free.reasons.get(number) is None else free.failure_fs[number] - LEAD_FS
+        # One in each fifteenth of the time while the run is whole.
+        parts = np.floor((np.array(chosen) - 200) / (whole - 200) * 15)
+        assert np.array_equal(parts, np.arange(15))
+
+
 def test_where_all_break_at_once_there_is_no_place() -> None:
     assert choose_places(free_runs_with([35.0, 20.0]), 2, np.random.default_rng(0)) == []
 
@@ -279,7 +292,8 @@ def test_what_the_reference_cannot_do_is_counted_and_told(
     tmp_path: Path, force: float, reason: str, calls: int, data: Any
 ) -> None:
     start = ase.io.read(data["train"][0], 0)
-    write_task(tmp_path, Task(Reference("emt"), DT_FS, 6, 10.0), [start])
+    start.info["n_frames"] = 6
+    write_task(tmp_path, Task(Reference("emt"), DT_FS, 10.0), [start])
     worker._continue(Task.read(tmp_path), tmp_path, 0, start, ReferencePotential(Failing(force)))
     (outcome,) = outcomes(tmp_path)
     assert outcome.run is None and outcome.calls == calls
@@ -292,7 +306,8 @@ def test_fixed_atoms_stay_where_they_are(tmp_path: Path, data: Any) -> None:
     start = ase.io.read(data["train"][0], 0)
     start.set_velocities(np.where(np.arange(4)[:, None] == 0, 0.0, start.get_velocities()))
     start.set_constraint(FixAtoms([0]))
-    write_task(tmp_path, Task(Reference("emt"), DT_FS, 4, 100.0), [start])
+    start.info["n_frames"] = 4
+    write_task(tmp_path, Task(Reference("emt"), DT_FS, 100.0), [start])
     (outcome,) = carry_out(tmp_path, tmp_path / "store", 1, lambda *_: None)
     frames = ase.io.read(outcome.run, ":")
     np.testing.assert_array_equal(frames[-1].positions[0], start.positions[0])
@@ -353,10 +368,11 @@ def test_single_structures_are_labelled_elsewhere(data: Any, tmp_path: Path) -> 
     output = tmp_path / "out"
     run(data, output, improve=section, curriculum=one_step)
     segments = output / "round_01" / "segments"
-    assert "a single point" in (segments / "to_compute" / "README.txt").read_text()
+    assert "n_steps=0   energy and forces" in (segments / "to_compute" / "README.txt").read_text()
     forces = []
     for number in range(3):
         asked = ase.io.read(segments / "to_compute" / f"{number:03d}.extxyz")
+        assert asked.info["n_steps"] == 0
         atoms = Atoms(
             asked.symbols, asked.positions
         )  # as a code writes it: without velocities or a time step

@@ -231,6 +231,11 @@ class ImproveConfig(Section):
     segment_length: int = Field(
         default=32, ge=1, description="frames (reference calculations) of each; 1: single structures"
     )
+    elsewhere: Literal["structures", "segments"] | None = Field(
+        default=None,
+        description="what the calls go to that are not spent before failures: single structures, or segments "
+        "as well; null: structures, unless the curriculum trains along segments",
+    )
     temperature: float | None = Field(
         default=None,
         gt=0,

@@ -12,7 +12,7 @@ from dyntrain.atomic import atomic_path, write_text
 from dyntrain.data.keys import KeyMap
 from dyntrain.data.trajectory import Trajectory
 from dyntrain.errors import UserError
-from dyntrain.improve.task import Task, read_starts
+from dyntrain.improve.task import Task, n_frames, read_starts
 from dyntrain.units import FS
 
 ASKED, FINISHED = "to_compute", "finished"
@@ -21,23 +21,15 @@ _SAME_POSITION = 1e-3
 """Å; files give positions to 1e-6 or better."""
 
 _README = """\
-Each file NNN.extxyz here is one structure with velocities. Run ab initio MD from it, with the method that the
-training runs were made with:
+Each file NNN.extxyz here is one structure with velocities; `n_steps` in its second line says what to
+calculate, with the method that the training runs were made with:
 
-    NVE (microcanonical), time step {dt_fs:g} fs, {n_steps} steps ({n_frames} frames with the first one),
-    starting from exactly these positions and velocities.
+    n_steps=0   energy and forces of the structure (a single point);
+    else        ab initio MD, NVE (microcanonical), time step {dt_fs:g} fs, so many steps (and one frame more,
+                the first), starting from exactly these positions and velocities.
 
 Velocities are in the column `velocities`, in Å/fs; ASE reads them from `momenta`, in its own units.
-{back}"""
-
-_README_SINGLE = """\
-Each file NNN.extxyz here is one structure. Calculate its energy and forces (a single point), with the method
-that the training runs were made with.
-
-{back}"""
-
-_BACK = """\
-Put the finished {calculation} of NNN.extxyz into {finished},
+Put the finished calculation of NNN.extxyz into {finished},
 as NNN.* (any file that dyntrain reads: NNN.extxyz, NNN.traj, NNN.xml …) or as a folder NNN with the code's
 own files. Where a calculation fails, put an empty file NNN.failed there.
 Then give the `dyntrain improve` command again.
@@ -52,15 +44,11 @@ def ask(folder: Path) -> None:
     for number, atoms in enumerate(read_starts(folder)):
         if (path := asked / f"{number:03d}.extxyz").exists():
             continue
-        atoms.info = {"dt_fs": task.dt_fs, "n_steps": task.n_frames - 1}
+        atoms.info = {"dt_fs": task.dt_fs, "n_steps": n_frames(atoms) - 1}
         atoms.arrays["velocities"] = atoms.get_velocities() * FS
         with atomic_path(path) as part:
             ase.io.write(part, atoms, format="extxyz")
-    single = task.n_frames == 1
-    back = _BACK.format(calculation="calculation" if single else "run", finished=finished.resolve())
-    text = (_README_SINGLE if single else _README).format(
-        dt_fs=task.dt_fs, n_steps=task.n_frames - 1, n_frames=task.n_frames, back=back
-    )
+    text = _README.format(dt_fs=task.dt_fs, finished=finished.resolve())
     write_text(asked / "README.txt", text)
 
 
@@ -114,7 +102,7 @@ def _checked(answer: Path, atoms: Atoms, task: Task, keys: KeyMap) -> Trajectory
             f"{answer} does not begin at the structure it should continue (an atom is {far:.3g} Å away): "
             f"start the calculation from {task_input(answer)}"
         )
-    return run.slice(0, min(run.n_frames, task.n_frames))
+    return run.slice(0, min(run.n_frames, n_frames(atoms)))
 
 
 def task_input(answer: Path) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -42,12 +42,16 @@ _MOST_RUNS = 32
 
 @dataclass(frozen=True)
 class Place:
-    """A place on a free run of the model where a segment begins; ``told`` says what failed, or what is in
-    doubt."""
+    """A place on a free run of the model where the reference is asked.
+
+    n_frames: of the segment that begins there; 1: the structure alone
+    told:     what failed, or what is in doubt
+    """
 
     run: int
     time_fs: float
     why: str
+    n_frames: int
     told: str = ""
 
 
@@ -55,7 +59,7 @@ class Place:
 class Exploration:
     """Free runs of a model, and the sane structures on them that the reference continues from.
 
-    starts:  with momenta; ``info`` has run, time_fs, why and told
+    starts:  with momenta; ``info`` has all of its place
     dropped: why a place gave none, one sentence each
     """
 
@@ -68,7 +72,8 @@ def explore(
     potential: Potential,
     runs: Sequence[Trajectory],
     *,
-    n_segments: int,
+    n_calls: int,
+    lengths: tuple[int, int],
     horizon_fs: float,
     temperature: float | None,
     seed: int,
@@ -77,13 +82,14 @@ def explore(
 ) -> Exploration:
     """Let the model run free from recorded frames and choose where the reference is asked.
 
-    Up to half of the places lie ``LEAD_FS`` before failures or a little earlier, as far as there are any; the
-    others between a fifth of the horizon and its end (or the failure), at random times or, with a committee,
-    where it disagrees most. Measured on ethanol, the former make long runs last and the latter make forces
-    right: both are needed (METHOD: idea 4).
+    Up to half of the calls go to places ``LEAD_FS`` before failures or a little earlier, as far as there are
+    any; the others between a fifth of the horizon and its end (or the failure), at random times or, with a
+    committee, where it disagrees most. Measured on ethanol, the former make long runs last and the latter
+    make forces right: both are needed (METHOD: idea 4).
 
     Args:
         runs: whose frames the free runs start from; one time step.
+        n_calls, lengths: as of ``choose_places``.
         temperature: K of newly drawn velocities; None: the recorded ones.
         committee: further networks of the same data.
 
@@ -92,7 +98,7 @@ def explore(
     """
     free = free_runs(
         potential,
-        free_starts(runs, min(n_segments, _MOST_RUNS), temperature, seed),
+        free_starts(runs, min(n_calls // lengths[0], _MOST_RUNS), temperature, seed),
         runs[0].dt,
         horizon_fs,
         criterion=criterion_for(runs),
@@ -102,7 +108,7 @@ def explore(
     doubt = None
     if committee and free.motion is not None:
         doubt = disagreement([potential, *committee], free.motion, progress)
-    places = choose_places(free, n_segments, np.random.default_rng([seed, 2]), doubt)
+    places = choose_places(free, n_calls, np.random.default_rng([seed, 2]), doubt, lengths)
     if not places or free.motion is None:
         raise UserError(
             f"the model breaks within {LEAD_FS + _EARLIEST_FS:g} fs from every start, so there is nothing to "
@@ -119,7 +125,7 @@ def explore(
         atoms = to_atoms(state)
         if state.fixed is not None:
             atoms.set_constraint(FixAtoms(mask=state.fixed.numpy()))
-        atoms.info = {"run": place.run, "time_fs": time_fs, "why": place.why, "told": place.told}
+        atoms.info = {**asdict(place), "time_fs": time_fs}
         found.append(atoms)
     return Exploration(free, found, dropped)
 
@@ -136,30 +142,39 @@ def whole_until(free: FreeRuns) -> FloatArray:
 
 
 def choose_places(
-    free: FreeRuns, n_wanted: int, random: np.random.Generator, doubt: Doubt | None = None
+    free: FreeRuns,
+    n_calls: int,
+    random: np.random.Generator,
+    doubt: Doubt | None = None,
+    lengths: tuple[int, int] = (1, 1),
 ) -> list[Place]:
-    """Half before failures, up to four a run; the rest, spread over the runs while they are whole, where a
-    committee disagrees, as far as there is one, then at random times."""
+    """Half of the calls before failures, up to four places a run; the rest, spread over the runs while they
+    are whole, where a committee disagrees, as far as there is one, then at random times.
+
+    Args:
+        n_calls: of the reference, in all.
+        lengths: frames of a segment before a failure, and of one elsewhere.
+    """
     last = whole_until(free)
     lasting = np.flatnonzero(last >= _EARLIEST_FS)
     failing = random.permutation(lasting[free.failed[lasting]]).tolist()
     before = [(run, float(last[run]) - earlier) for earlier in _EARLIER_FS for run in failing]
-    before = [(run, time_fs) for run, time_fs in before if time_fs >= _EARLIEST_FS][: n_wanted // 2]
-    places = [Place(run, time_fs, BEFORE_FAILURE, free.reasons[run]) for run, time_fs in sorted(before)]
+    before = [(run, time_fs) for run, time_fs in before if time_fs >= _EARLIEST_FS]
+    before = before[: n_calls // 2 // lengths[0]]
+    places = [
+        Place(run, time_fs, BEFORE_FAILURE, lengths[0], free.reasons[run]) for run, time_fs in sorted(before)
+    ]
+    n_wanted = len(places) + (n_calls - len(places) * lengths[0]) // lengths[1]
     early = np.minimum(_EARLIEST_SHARE * free.run_length_fs, last)
     if doubt is not None:
-        places += _in_doubt(doubt, lasting.tolist(), early, last, n_wanted - len(places))
+        places += _in_doubt(doubt, lasting.tolist(), early, last, n_wanted - len(places), lengths[1])
     # The runs that last beyond `early`; where there are none, those that last longest.
     enough = [run for run in lasting.tolist() if last[run] > early[run]] or lasting.tolist()
-    drawn: list[Place] = []
-    while enough and len(places) + len(drawn) < n_wanted:
-        for run in random.permutation(enough)[: n_wanted - len(places) - len(drawn)].tolist():
-            drawn.append(Place(run, float(random.uniform(early[run], last[run])), AT_RANDOM))
-    return places + sorted(drawn, key=lambda place: (place.run, place.time_fs))
+    return places + _at_random(enough, early, last, n_wanted - len(places), lengths[1], random)
 
 
 def _in_doubt(
-    doubt: Doubt, runs: list[int], early: FloatArray, last: FloatArray, n_wanted: int
+    doubt: Doubt, runs: list[int], early: FloatArray, last: FloatArray, n_wanted: int, n_frames: int
 ) -> list[Place]:
     """The most doubtful place of each run, then the next of each; the most doubtful first.
 
@@ -176,8 +191,33 @@ def _in_doubt(
                 ranked.append((len(taken), -float(spread[place]), run, float(times[place])))
                 taken.append(float(times[place]))
     return [
-        Place(run, time_fs, IN_DOUBT, f"the forces of {doubt.n_members} networks lie {-less:.2g} eV/Å apart")
+        Place(
+            run,
+            time_fs,
+            IN_DOUBT,
+            n_frames,
+            f"the forces of {doubt.n_members} networks lie {-less:.2g} eV/Å apart",
+        )
         for _, less, run, time_fs in sorted(ranked)[:n_wanted]
+    ]
+
+
+def _at_random(
+    runs: list[int],
+    early: FloatArray,
+    last: FloatArray,
+    n_wanted: int,
+    n_frames: int,
+    random: np.random.Generator,
+) -> list[Place]:
+    """As many places on each run as on any other, at random in equal parts of its time."""
+    counts = {run: n_wanted // len(runs) for run in runs} if runs else {}
+    for run in random.permutation(runs)[: n_wanted - sum(counts.values())].tolist():
+        counts[run] += 1
+    return [
+        Place(run, float(early[run] + (last[run] - early[run]) * share), AT_RANDOM, n_frames)
+        for run, n in counts.items()
+        for share in ((np.arange(n) + random.uniform(size=n)) / max(n, 1)).tolist()
     ]
 
 

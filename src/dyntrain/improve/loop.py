@@ -30,7 +30,7 @@ from dyntrain.improve.folder import ImproveFolder
 from dyntrain.improve.page import write_page
 from dyntrain.improve.reference import Reference, check_same_method, largest_force
 from dyntrain.improve.rounds import RoundResult, measure
-from dyntrain.improve.task import Task, carry_out, is_written, read_starts, write_task
+from dyntrain.improve.task import Task, carry_out, is_written, n_frames, read_starts, write_task
 from dyntrain.models.files import load_model
 from dyntrain.potential import Potential
 from dyntrain.report import require_report_extra
@@ -102,6 +102,27 @@ def improve(config: Config, observer: ImproveObserver) -> Improved:
         return _Improvement(config, config.improve, observer).run()
 
 
+def lengths(config: Config, settings: ImproveConfig) -> tuple[int, int]:
+    """Frames of a new segment before a failure, and of one elsewhere.
+
+    Raises:
+        UserError: the curriculum could not train along them.
+    """
+    found = settings.segment_length
+    if found < config.max_span:
+        raise UserError(
+            f"improve.segment_length: new segments of {found} frames cannot be trained on with windows of "
+            f"{config.max_span} frames: make them at least as long"
+        )
+    if settings.elsewhere == "structures" and config.max_span > 1:
+        raise UserError(
+            f"improve.elsewhere: single structures cannot be trained on with windows of {config.max_span} "
+            "frames: leave the key out, or give a curriculum of S = 1"
+        )
+    singles = settings.elsewhere != "segments" and config.max_span == 1
+    return found, 1 if singles else found
+
+
 class _Improvement:
     def __init__(self, config: Config, settings: ImproveConfig, observer: ImproveObserver) -> None:
         # Rounds learn as fast as the first training did: what they get is new (docs/research-frames.md).
@@ -109,11 +130,7 @@ class _Improvement:
         self.settings, self.observer = settings, observer
         self.folder = ImproveFolder(Path(config.output))
         self.reference = Reference.of(settings)
-        if settings.segment_length < config.max_span:
-            raise UserError(
-                f"improve.segment_length: new segments of {settings.segment_length} frames cannot be trained "
-                f"on with windows of {config.max_span} frames: make them at least as long"
-            )
+        self.lengths = lengths(config, settings)
         self.folder.begin(config)
         self.train_runs = [run for run in self.folder.runs("train") if not run.alone]
         self.held_out = self.folder.runs("test") or self.folder.runs("validation")
@@ -255,6 +272,7 @@ class _Improvement:
             "reference_failures": answers.failures,
             "new_calls": answers.calls,
             "n_new": len(answers.runs),
+            "n_structures": sum(run.alone for run in answers.runs),
         }
         write_text(self.folder.explored(number), json.dumps(told, indent=1) + "\n")
         structures, runs = ([run for run in answers.runs if run.alone is alone] for alone in (True, False))
@@ -263,9 +281,9 @@ class _Improvement:
 
     def _by_calculator(self, number: int, segments: Path) -> _Answers:
         starts, task = read_starts(segments), Task.read(segments)
-        what = f"labels {len(starts)} structures"
-        if task.n_frames > 1:
-            what = f"continues {len(starts)} segments"
+        n_single = sum(n_frames(start) == 1 for start in starts)
+        counts = {"continues {} segments": len(starts) - n_single, "labels {} structures": n_single}
+        what = " and ".join(text.format(n) for text, n in counts.items() if n)
         self.observer.say(f"Round {number}: {self.reference} {what}")
         with self.observer.progress() as progress:
             outcomes = carry_out(
@@ -303,7 +321,8 @@ class _Improvement:
             found = explore(
                 potential,
                 self.train_runs,
-                n_segments=self._n_segments(),
+                n_calls=self._n_segments() * settings.segment_length,
+                lengths=self.lengths,
                 horizon_fs=settings.horizon_fs,
                 temperature=settings.temperature,
                 seed=self.config.seed * 1000 + number,
@@ -315,7 +334,7 @@ class _Improvement:
         if not found.starts:
             raise UserError(f"no place in round {number} is sane: {found.dropped[0]}")
         limit = _SANE_FORCE * largest_force(self.train_runs)
-        task = Task(self.reference, self.train_runs[0].dt_fs, settings.segment_length, limit)
+        task = Task(self.reference, self.train_runs[0].dt_fs, limit)
         write_task(self.folder.segments(number), task, found.starts)
 
     def _measure(self, number: int, model: Path) -> None:

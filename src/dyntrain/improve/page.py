@@ -45,9 +45,8 @@ def write_page(
         "ended": finished or "not yet",
         "free runs": f"NVE, {settings.horizon}; velocities "
         + ("of the recording" if temperature is None else f"drawn at {temperature:g} K"),
-        "new segments begin": "before failures, and "
+        "the reference is asked": "before failures, and "
         + (f"where the model and a committee of {committee} disagree" if committee else "at random times"),
-        "frames of each": str(settings.segment_length),
         "a free run has failed when": results[0].criterion,
         "reference calculations for the audits": str(sum(result.audit_calls for result in results)),
         "audits that the reference failed in": str(sum(len(result.audit_failures) for result in results)),

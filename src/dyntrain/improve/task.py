@@ -33,17 +33,15 @@ _TASK, _STARTS = "task.json", "starts.traj"
 
 @dataclass(frozen=True)
 class Task:
-    """Continue every start for some frames.
+    """Continue every start for as many frames as its ``info`` says, itself included; of one frame: label it.
 
     reference:     what continues
     dt_fs:         time step, fs
-    n_frames:      frames of each new run, the start included: so many calls; 1: the starts are labelled
     largest_force: a structure with a larger force on an atom is not sane, eV/Å
     """
 
     reference: Reference
     dt_fs: float
-    n_frames: int
     largest_force: float
 
     @classmethod
@@ -63,7 +61,7 @@ class Task:
 
     def answer(self, file: Path, start: Atoms, keys: KeyMap = AUTOMATIC) -> list[Trajectory]:
         """The runs in a file that holds what the reference made of a start (one, if all is well)."""
-        if self.n_frames > 1:
+        if n_frames(start) > 1:
             return read_trajectories([file], self.dt_fs, keys)
         fixed = state_of(start).fixed
         held = () if fixed is None else fixed.nonzero().flatten().tolist()
@@ -103,6 +101,11 @@ def read_starts(folder: Path) -> list[Atoms]:
     return list(found)
 
 
+def n_frames(start: Atoms) -> int:
+    """Frames of the new run that begins at a start, and so many calls."""
+    return int(start.info["n_frames"])
+
+
 def state_of(atoms: Atoms) -> State:
     """One system with the atoms fixed that ASE's ``FixAtoms`` holds."""
     fixed = np.zeros(len(atoms), dtype=np.bool_)
@@ -115,12 +118,12 @@ def state_of(atoms: Atoms) -> State:
 
 def outcomes(folder: Path) -> list[Outcome]:
     """What became of each start; call it once all are done."""
-    task, found = Task.read(folder), []
-    for number in range(len(read_starts(folder))):
-        if (run := task.run(folder, number)).exists():
-            found.append(Outcome(run, None, task.n_frames))
+    found = []
+    for number, start in enumerate(read_starts(folder)):
+        if (run := Task.run(folder, number)).exists():
+            found.append(Outcome(run, None, n_frames(start)))
         else:
-            told = json.loads(task.reason(folder, number).read_text(encoding="utf-8"))
+            told = json.loads(Task.reason(folder, number).read_text(encoding="utf-8"))
             found.append(Outcome(None, told["reason"], told["calls"]))
     return found
 

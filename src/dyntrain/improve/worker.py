@@ -28,7 +28,7 @@ from dyntrain.atomic import atomic_path, write_text
 from dyntrain.errors import UserError
 from dyntrain.evaluate.audit import to_atoms
 from dyntrain.improve.reference import ReferencePotential
-from dyntrain.improve.task import Task, read_starts, state_of
+from dyntrain.improve.task import Task, n_frames, read_starts, state_of
 from dyntrain.integrators import VelocityVerlet
 from dyntrain.rollout import BurstGuard, Full, rollout
 from dyntrain.units import FS
@@ -103,7 +103,7 @@ def _continue(task: Task, folder: Path, number: int, atoms: Atoms, potential: Re
                 break
     except RuntimeError as error:
         reason = f"failed: {' '.join(str(error).split())[:200]}"
-    if reason is None and len(frames) < task.n_frames:
+    if reason is None and len(frames) < n_frames(atoms):
         reason = "dropped: under the reference itself the atoms fly apart"
     if reason is not None:
         told = {"reason": reason, "calls": potential.n_asked}
@@ -125,7 +125,7 @@ def _motion(task: Task, atoms: Atoms, potential: ReferencePotential) -> Iterator
         potential,
         state_of(atoms),
         VelocityVerlet(task.dt_fs * FS),
-        task.n_frames - 1,
+        n_frames(atoms) - 1,
         backprop=Full(),
         guard=BurstGuard(),
     )
