@@ -5,8 +5,9 @@ Every arm starts from the same one-step model and takes the same number of furth
     old frames       nothing new
     ordinary AIMD    as many new frames of ordinary AIMD, as warm as what the others explore
     improve          `dyntrain improve`: on the model's own free runs, up to half of the calls for segments
-                     before failures, the others for single structures at random times
-    segments         the others for segments, too
+                     before failures; the others at random times, for segments while most of these runs fail,
+                     then for single structures
+    segments         the others always for segments
     structures       all for single structures
     committee        as segments, but not at random times but where two further networks disagree (whose
                      training comes on top, half as many evaluations again)

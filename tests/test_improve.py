@@ -222,12 +222,13 @@ def test_segments_of_one_frame_are_single_structures(data: dict[str, list[str]],
         run(data, tmp_path / "other", improve=single)
 
 
-def test_where_nothing_fails_soon_single_structures_are_labelled(
+def test_what_is_not_spent_before_failures_may_go_to_single_structures(
     data: dict[str, list[str]], tmp_path: Path
 ) -> None:
     told = Told()
     one_step = {"stages": [{"segment_length": 1, "share": 1}], "epochs": 2}
-    found = run(data, tmp_path / "out", told, curriculum=one_step, improve={"horizon": "400fs", "calls": 18})
+    section = {"horizon": "400fs", "calls": 18, "elsewhere": "structures"}
+    found = run(data, tmp_path / "out", told, curriculum=one_step, improve=section)
     (_, record) = record_of(found)["rounds"]
     lengths = [place["n_frames"] for place in record["places"]]
     assert sum(lengths) == 18 and set(lengths) <= {1, 6}

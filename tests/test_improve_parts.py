@@ -29,6 +29,7 @@ from dyntrain.improve.explore import (
     LEAD_FS,
     choose_places,
     free_starts,
+    segments_elsewhere,
 )
 from dyntrain.improve.reference import Reference, ReferencePotential, check_same_method
 from dyntrain.improve.task import Task, carry_out, outcomes, write_task
@@ -115,6 +116,13 @@ def test_what_is_not_spent_before_failures_goes_to_single_structures() -> None:
         # One in each fifteenth of the time while the run is whole.
         parts = np.floor((np.array(chosen) - 200) / (whole - 200) * 15)
         assert np.array_equal(parts, np.arange(15))
+
+
+@pytest.mark.parametrize(("n_failed", "undecided"), [(0, False), (2, False), (3, True), (4, True)])
+def test_segments_are_asked_for_while_most_runs_fail(n_failed: int, undecided: bool) -> None:
+    free = free_runs_with([300.0] * n_failed + [None] * (4 - n_failed))
+    assert segments_elsewhere(free, None) is undecided
+    assert segments_elsewhere(free, "segments") and not segments_elsewhere(free, "structures")
 
 
 def test_where_all_break_at_once_there_is_no_place() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -72,8 +73,9 @@ def explore(
     potential: Potential,
     runs: Sequence[Trajectory],
     *,
-    n_calls: int,
-    lengths: tuple[int, int],
+    n_segments: int,
+    segment_length: int,
+    elsewhere: Literal["structures", "segments"] | None,
     horizon_fs: float,
     temperature: float | None,
     seed: int,
@@ -89,7 +91,8 @@ def explore(
 
     Args:
         runs: whose frames the free runs start from; one time step.
-        n_calls, lengths: as of ``choose_places``.
+        n_segments, segment_length: the calls that may be spent; frames of a segment.
+        elsewhere: what the calls go to that are not spent before failures, see ``segments_elsewhere``.
         temperature: K of newly drawn velocities; None: the recorded ones.
         committee: further networks of the same data.
 
@@ -98,7 +101,7 @@ def explore(
     """
     free = free_runs(
         potential,
-        free_starts(runs, min(n_calls // lengths[0], _MOST_RUNS), temperature, seed),
+        free_starts(runs, min(n_segments, _MOST_RUNS), temperature, seed),
         runs[0].dt,
         horizon_fs,
         criterion=criterion_for(runs),
@@ -108,6 +111,8 @@ def explore(
     doubt = None
     if committee and free.motion is not None:
         doubt = disagreement([potential, *committee], free.motion, progress)
+    lengths = segment_length, segment_length if segments_elsewhere(free, elsewhere) else 1
+    n_calls = n_segments * segment_length
     places = choose_places(free, n_calls, np.random.default_rng([seed, 2]), doubt, lengths)
     if not places or free.motion is None:
         raise UserError(
@@ -128,6 +133,15 @@ def explore(
         atoms.info = {**asdict(place), "time_fs": time_fs}
         found.append(atoms)
     return Exploration(free, found, dropped)
+
+
+def segments_elsewhere(free: FreeRuns, elsewhere: Literal["structures", "segments"] | None) -> bool:
+    """Whether the reference goes on from places that lie before no failure, and not only labels them.
+
+    Undecided, it does while most of the runs fail: then segments made models last longer, and where runs
+    last single structures made them more accurate (docs/research-frames.md).
+    """
+    return 2 * int(free.failed.sum()) > free.n_runs if elsewhere is None else elsewhere == "segments"
 
 
 def free_starts(runs: Sequence[Trajectory], n_runs: int, temperature: float | None, seed: int) -> State:

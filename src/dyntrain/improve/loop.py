@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 
@@ -102,25 +102,23 @@ def improve(config: Config, observer: ImproveObserver) -> Improved:
         return _Improvement(config, config.improve, observer).run()
 
 
-def lengths(config: Config, settings: ImproveConfig) -> tuple[int, int]:
-    """Frames of a new segment before a failure, and of one elsewhere.
+def _elsewhere(config: Config, settings: ImproveConfig) -> Literal["structures", "segments"] | None:
+    """What the calls go to that are not spent before failures; None: as the free runs suggest.
 
     Raises:
-        UserError: the curriculum could not train along them.
+        UserError: the curriculum could not train along new segments.
     """
-    found = settings.segment_length
-    if found < config.max_span:
+    if settings.segment_length < config.max_span:
         raise UserError(
-            f"improve.segment_length: new segments of {found} frames cannot be trained on with windows of "
-            f"{config.max_span} frames: make them at least as long"
+            f"improve.segment_length: new segments of {settings.segment_length} frames cannot be trained on "
+            f"with windows of {config.max_span} frames: make them at least as long"
         )
     if settings.elsewhere == "structures" and config.max_span > 1:
         raise UserError(
             f"improve.elsewhere: single structures cannot be trained on with windows of {config.max_span} "
             "frames: leave the key out, or give a curriculum of S = 1"
         )
-    singles = settings.elsewhere != "segments" and config.max_span == 1
-    return found, 1 if singles else found
+    return "segments" if config.max_span > 1 else settings.elsewhere
 
 
 class _Improvement:
@@ -130,7 +128,7 @@ class _Improvement:
         self.settings, self.observer = settings, observer
         self.folder = ImproveFolder(Path(config.output))
         self.reference = Reference.of(settings)
-        self.lengths = lengths(config, settings)
+        self.elsewhere = _elsewhere(config, settings)
         self.folder.begin(config)
         self.train_runs = [run for run in self.folder.runs("train") if not run.alone]
         self.held_out = self.folder.runs("test") or self.folder.runs("validation")
@@ -321,8 +319,9 @@ class _Improvement:
             found = explore(
                 potential,
                 self.train_runs,
-                n_calls=self._n_segments() * settings.segment_length,
-                lengths=self.lengths,
+                n_segments=self._n_segments(),
+                segment_length=settings.segment_length,
+                elsewhere=self.elsewhere,
                 horizon_fs=settings.horizon_fs,
                 temperature=settings.temperature,
                 seed=self.config.seed * 1000 + number,
