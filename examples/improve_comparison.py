@@ -8,6 +8,7 @@ Every arm starts from the same one-step model and takes the same number of furth
                      before failures; the others at random times, for segments while most of these runs fail,
                      then for single structures
     segments         the others always for segments
+    mixed            the others always for single structures
     structures       all for single structures
     committee        as segments, but not at random times but where two further networks disagree (whose
                      training comes on top, half as many evaluations again)
@@ -54,7 +55,7 @@ _LARGEST_RATE = {"egnn": 1e-2, "paper_egnn": 1e-3}
 _PIECE = 32
 """Frames of a piece of recorded training runs: enough to see the fastest vibration in."""
 
-_IMPROVED = ("improve", "segments", "structures", "committee", "dynamic")
+_IMPROVED = ("improve", "segments", "mixed", "structures", "committee", "dynamic")
 ARMS = ("start", "old frames", "ordinary AIMD", *_IMPROVED)
 
 
@@ -244,6 +245,7 @@ class Comparison:
         }
         apart: dict[str, dict[str, Any]] = {
             "segments": {"elsewhere": "segments"},
+            "mixed": {"elsewhere": "structures"},
             "structures": {"segments": sizes.round_calls, "segment_length": 1},
             "committee": {"elsewhere": "segments", "committee": 2},
         }

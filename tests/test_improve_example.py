@@ -23,6 +23,7 @@ ALL_ARMS = [
     "ordinary AIMD",
     "improve",
     "segments",
+    "mixed",
     "structures",
     "committee",
     "dynamic",
