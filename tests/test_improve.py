@@ -28,6 +28,7 @@ from ase.units import fs
 
 from dyntrain.config import parse_config
 from dyntrain.data.readers import read_trajectories
+from dyntrain.data.store import write_store
 from dyntrain.errors import UserError
 from dyntrain.improve import Improved, RoundResult, improve, task
 from dyntrain.improve.explore import AT_RANDOM, BEFORE_FAILURE, IN_DOUBT
@@ -242,6 +243,15 @@ def test_what_is_not_spent_before_failures_may_go_to_single_structures(
     assert sorted((each.alone, each.n_frames) for each in runs) == sorted(
         [(True, record["n_structures"])] + [(False, 6)] * (record["n_new"] - record["n_structures"])
     )
+
+
+def test_free_runs_begin_on_runs(data: dict[str, list[str]], tmp_path: Path) -> None:
+    one_step = {"stages": [{"segment_length": 1, "share": 1}], "epochs": 2}
+    (structures, *_) = read_trajectories(data["train"])
+    write_store([structures.replace(alone=True)], tmp_path / "set.h5")
+    given = {"train": [str(tmp_path / "set.h5")], "validation": data["validation"]}
+    with pytest.raises(UserError, match="free runs begin on training runs, but there are none"):
+        run(given, tmp_path / "out", curriculum=one_step)
 
 
 def test_single_structures_are_no_food_for_segments(data: dict[str, list[str]], tmp_path: Path) -> None:

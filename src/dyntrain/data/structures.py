@@ -12,8 +12,7 @@ import numpy as np
 from dyntrain.data.ase_files import read_ase_structures
 from dyntrain.data.keys import AUTOMATIC, KeyMap
 from dyntrain.data.raw import RawRun
-from dyntrain.data.readers import expand_paths, is_read_by_ase, is_stored, read_raw, with_masses
-from dyntrain.data.store import open_store
+from dyntrain.data.readers import expand_paths, is_read_by_ase, is_stored, read_raw, read_runs, with_masses
 from dyntrain.data.trajectory import FloatArray, Trajectory
 from dyntrain.units import FS
 
@@ -67,7 +66,7 @@ def read_structures(paths: Sequence[str | os.PathLike[str]], keys: KeyMap = AUTO
         if is_read_by_ase(file):
             found += [_alone(with_masses(run, keys), FS) for run in read_ase_structures(file, keys)]
         elif is_stored(file):
-            found += [run.replace(alone=True) for run in open_store(file)]
+            found += [run.replace(alone=True) for run in read_runs(file, keys=keys)]
         else:
             found.append(_alone(read_raw(file, keys), FS))
     return joined(found)

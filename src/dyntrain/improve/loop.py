@@ -131,6 +131,10 @@ class _Improvement:
         self.elsewhere = _elsewhere(config, settings)
         self.folder.begin(config)
         self.train_runs = [run for run in self.folder.runs("train") if not run.alone]
+        if not self.train_runs:
+            raise UserError(
+                "data: free runs begin on training runs, but there are none, only structures of no run"
+            )
         self.held_out = self.folder.runs("test") or self.folder.runs("validation")
         common_dt_fs([*self.train_runs, *self.held_out])
         check_step(self.train_runs, 1)
