@@ -5,7 +5,7 @@ Every arm starts from the same one-step model and takes the same number of furth
     old frames       nothing new
     ordinary AIMD    as many new frames of ordinary AIMD, as warm as what the others explore
     improve          `dyntrain improve`: on the model's own free runs, up to half of the calls for segments
-                     before failures; the others at random times, for segments while most of these runs fail,
+                     before failures; the others at random times, for segments while any of these runs fails,
                      then for single structures
     segments         the others always for segments
     mixed            the others always for single structures

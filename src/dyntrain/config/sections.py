@@ -234,7 +234,7 @@ class ImproveConfig(Section):
     elsewhere: Literal["structures", "segments"] | None = Field(
         default=None,
         description="what the calls go to that are not spent before failures: single structures, or segments "
-        "as well; null: segments while most free runs fail or where the curriculum trains along them, else "
+        "as well; null: segments while a free run fails or where the curriculum trains along them, else "
         "structures",
     )
     temperature: float | None = Field(

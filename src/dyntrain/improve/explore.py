@@ -138,10 +138,10 @@ def explore(
 def segments_elsewhere(free: FreeRuns, elsewhere: Literal["structures", "segments"] | None) -> bool:
     """Whether the reference goes on from places that lie before no failure, and not only labels them.
 
-    Undecided, it does while most of the runs fail: then segments made models last longer, and where runs
-    last single structures made them more accurate (docs/research-frames.md).
+    Undecided, it does while any of the runs fails: then segments made models last longer, and where none
+    did single structures made them more accurate (docs/research-frames.md).
     """
-    return 2 * int(free.failed.sum()) > free.n_runs if elsewhere is None else elsewhere == "segments"
+    return bool(free.failed.any()) if elsewhere is None else elsewhere == "segments"
 
 
 def free_starts(runs: Sequence[Trajectory], n_runs: int, temperature: float | None, seed: int) -> State:
