@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import ase.io
@@ -10,13 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from array_writers import write_deepmd
 from dyntrain.config import parse_config
 from dyntrain.data.keys import KeyMap
+from dyntrain.data.raw import RawRun
 from dyntrain.data.readers import read_trajectories
 from dyntrain.data.store import write_store
 from dyntrain.data.structures import joined, read_structure, read_structures
 from dyntrain.errors import UserError
 from dyntrain.training.setup import load_split
+from format_writers import write_ml_ab
 from made_runs import as_atoms, morse_run, morse_trajectory
 from training_runs import run, small_config, write_run, write_runs
 
@@ -53,6 +57,13 @@ def test_of_runs_and_stores_every_frame_is_taken_for_itself(tmp_path: Path) -> N
     (found,) = read_structures([file, store])
     assert found.n_frames == 18 and found.breaks == tuple(range(1, 18))
     np.testing.assert_array_equal(found.forces, np.tile(whole.forces, (2, 1, 1)))
+
+
+@pytest.mark.parametrize("write", [write_ml_ab, write_deepmd], ids=["ML_AB", "DeePMD"])
+def test_files_of_codes_need_no_time_step_here(write: Callable[[Path, RawRun], Path], tmp_path: Path) -> None:
+    (found,) = read_structures([write(tmp_path, LARGE)])
+    assert found.alone and not found.velocities.any()
+    np.testing.assert_allclose(found.forces, LARGE.forces, atol=1e-7)
 
 
 def test_times_that_do_not_rise_are_no_matter_here(tmp_path: Path) -> None:
