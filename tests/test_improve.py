@@ -254,6 +254,14 @@ def test_free_runs_begin_on_runs(data: dict[str, list[str]], tmp_path: Path) -> 
         run(given, tmp_path / "out", curriculum=one_step)
 
 
+def test_calls_must_be_enough_for_a_segment(data: dict[str, list[str]], tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"improve\.calls: 5 calls are fewer than the 6 frames of one segment"
+    ):
+        run(data, tmp_path / "out", improve={"calls": 5})
+    assert not (tmp_path / "out" / "config.yaml").exists()
+
+
 def test_single_structures_are_no_food_for_segments(data: dict[str, list[str]], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"improve\.elsewhere: single structures cannot be trained on"):
         run(data, tmp_path / "out", improve={"elsewhere": "structures"})

@@ -113,6 +113,11 @@ def _elsewhere(config: Config, settings: ImproveConfig) -> Literal["structures",
             f"improve.segment_length: new segments of {settings.segment_length} frames cannot be trained on "
             f"with windows of {config.max_span} frames: make them at least as long"
         )
+    if settings.calls < settings.segment_length:
+        raise UserError(
+            f"improve.calls: {settings.calls} calls are fewer than the {settings.segment_length} frames of one "
+            "segment (`segment_length`)"
+        )
     if settings.elsewhere == "structures" and config.max_span > 1:
         raise UserError(
             f"improve.elsewhere: single structures cannot be trained on with windows of {config.max_span} "
