@@ -106,7 +106,7 @@ def _elsewhere(config: Config, settings: ImproveConfig) -> Literal["structures",
     """What the calls go to that are not spent before failures; None: as the free runs suggest.
 
     Raises:
-        UserError: the curriculum could not train along new segments.
+        UserError: calls for less than one segment, or new frames that the curriculum could not train on.
     """
     if settings.segment_length < config.max_span:
         raise UserError(
@@ -115,8 +115,8 @@ def _elsewhere(config: Config, settings: ImproveConfig) -> Literal["structures",
         )
     if settings.calls < settings.segment_length:
         raise UserError(
-            f"improve.calls: {settings.calls} calls are fewer than the {settings.segment_length} frames of one "
-            "segment (`segment_length`)"
+            f"improve.calls: {settings.calls} calls are fewer than the {settings.segment_length} frames of "
+            "one segment (`segment_length`)"
         )
     if settings.elsewhere == "structures" and config.max_span > 1:
         raise UserError(
