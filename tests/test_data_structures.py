@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,6 +65,22 @@ def test_files_of_codes_need_no_time_step_here(write: Callable[[Path, RawRun], P
     (found,) = read_structures([write(tmp_path, LARGE)])
     assert found.alone and not found.velocities.any()
     np.testing.assert_allclose(found.forces, LARGE.forces, atol=1e-7)
+
+
+def test_an_ml_ab_may_be_of_several_systems(tmp_path: Path) -> None:
+    parts = []
+    for number, molecule in enumerate((LARGE, SMALL)):
+        (folder := tmp_path / str(number)).mkdir()
+        parts.append(write_ml_ab(folder, molecule).read_text())
+    head, configurations = re.split(r"(?=\n[^\n]*\n\s*Configuration num)", parts[0], maxsplit=1)
+    _, others = re.split(r"(?=\n[^\n]*\n\s*Configuration num)", parts[1], maxsplit=1)
+    file = tmp_path / "ML_AB"
+    file.write_text(head + configurations + others)
+    found = read_structures([file])
+    assert [(each.n_atoms, each.n_frames) for each in found] == [(4, 12), (2, 12)]
+    np.testing.assert_allclose(found[1].forces, SMALL.forces, atol=1e-7)
+    with pytest.raises(UserError, match="an ML_AB of several systems is no run, name it under"):
+        read_trajectories([file], 0.5)
 
 
 def test_times_that_do_not_rise_are_no_matter_here(tmp_path: Path) -> None:

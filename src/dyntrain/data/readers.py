@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from dyntrain.data.ase_files import read_ase
 from dyntrain.data.formats.deepmd import is_deepmd
 from dyntrain.data.formats.frames import restated_masses
 from dyntrain.data.formats.h5md import read_h5md
@@ -66,17 +65,20 @@ def is_stored(file: Path) -> bool:
     return find_format(file).read is read_h5md and is_store(file)
 
 
-def is_read_by_ase(file: Path) -> bool:
-    """Whether a file is left to ASE."""
-    return find_format(file).read is read_ase
-
-
 def read_raw(file: Path, keys: KeyMap) -> RawRun:
     """What a file says of its run, with the masses that the user states."""
-    return with_masses(find_format(file).read(file, keys), keys)
+    return _with_masses(find_format(file).read(file, keys), keys)
 
 
-def with_masses(run: RawRun, keys: KeyMap) -> RawRun:
+def read_raw_structures(file: Path, keys: KeyMap) -> list[RawRun]:
+    """The same of structures of no run, those of the same atoms together."""
+    chosen = find_format(file)
+    if chosen.read_structures is None:
+        return [read_raw(file, keys)]
+    return [_with_masses(run, keys) for run in chosen.read_structures(file, keys)]
+
+
+def _with_masses(run: RawRun, keys: KeyMap) -> RawRun:
     """The run with the masses that the user states."""
     if not keys.masses:
         return run

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dyntrain.data.ase_files import read_ase_structures
 from dyntrain.data.keys import AUTOMATIC, KeyMap
 from dyntrain.data.raw import RawRun
-from dyntrain.data.readers import expand_paths, is_read_by_ase, is_stored, read_raw, read_runs, with_masses
+from dyntrain.data.readers import expand_paths, is_stored, read_raw, read_raw_structures, read_runs
 from dyntrain.data.trajectory import FloatArray, Trajectory
 from dyntrain.units import FS
 
@@ -63,12 +62,10 @@ def read_structures(paths: Sequence[str | os.PathLike[str]], keys: KeyMap = AUTO
     """
     found: list[Trajectory] = []
     for file in expand_paths(paths):
-        if is_read_by_ase(file):
-            found += [_alone(with_masses(run, keys), FS) for run in read_ase_structures(file, keys)]
-        elif is_stored(file):
+        if is_stored(file):
             found += [run.replace(alone=True) for run in read_runs(file, keys=keys)]
         else:
-            found.append(_alone(read_raw(file, keys), FS))
+            found += [_alone(run, FS) for run in read_raw_structures(file, keys)]
     return joined(found)
 
 

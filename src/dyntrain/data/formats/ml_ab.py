@@ -30,6 +30,21 @@ def read_ml_ab(file: Path) -> RawRun:
     Raises:
         UserError: damaged content, or atoms that change along the file.
     """
+    first, *others = read_ml_ab_structures(file)
+    if others:
+        raise UserError(
+            f"{file}: the atoms change along the file; an ML_AB of several systems is no run, name it under "
+            "`data.structures`."
+        )
+    return first
+
+
+def read_ml_ab_structures(file: Path) -> list[RawRun]:
+    """The same of several systems, those of the same atoms together.
+
+    Raises:
+        UserError: damaged content.
+    """
     header: dict[str, list[str]] = {}
     frames: list[dict[str, list[str]]] = []
     with reading(file, "an ML_AB") as lines:
@@ -40,12 +55,16 @@ def read_ml_ab(file: Path) -> RawRun:
         whole = bool(frames) and _is_whole(frames[-1]) and not lines.cut
         if len(frames) < (1 if whole else 2):
             raise UserError(f"{file} holds no complete configuration.")
-        run = _raw(file, header, frames if whole else frames[:-1])
+        alike: dict[tuple[str, ...], list[dict[str, list[str]]]] = {}
+        for frame in frames if whole else frames[:-1]:
+            composition = tuple(" ".join(row.split()) for row in frame["Atom types and atom numbers"])
+            alike.setdefault(composition, []).append(frame)
+        runs = [_raw(file, header, group) for group in alike.values()]
         if not whole:
-            run.notes.append(CUT_OFF)
+            runs[0].notes.append(CUT_OFF)
         if (stated := header.get("The number of configurations")) and int(stated[0]) != len(frames):
-            run.notes.append(f"The file states {int(stated[0])} configurations, but has {len(frames)}.")
-    return run
+            runs[0].notes.append(f"The file states {int(stated[0])} configurations, but has {len(frames)}.")
+    return runs
 
 
 def _is_whole(frame: dict[str, list[str]]) -> bool:
@@ -77,12 +96,6 @@ def _raw(file: Path, header: dict[str, list[str]], frames: list[dict[str, list[s
     masses = dict(zip(types, " ".join(header["Atomic mass"]).split(), strict=True))
     composition = [row.split() for row in frames[0]["Atom types and atom numbers"]]
     labels = [label for label, count in composition for _ in range(int(count))]
-    for number, frame in enumerate(frames):
-        if [row.split() for row in frame["Atom types and atom numbers"]] != composition:
-            raise UserError(
-                f"{file}, frame {number}: the atoms differ from those of frame 0; an ML_AB of several "
-                "systems is no run."
-            )
     positions = [floats(frame["Atomic positions (ang.)"]) for frame in frames]
     forces = [floats(frame["Forces (eV ang.^-1)"]) for frame in frames]
     return RawRun(

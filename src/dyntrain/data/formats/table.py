@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dyntrain.data.ase_files import read_ase
+from dyntrain.data.ase_files import read_ase, read_ase_structures
 from dyntrain.data.formats import (
     aims,
     cp2k,
@@ -36,12 +36,14 @@ class Format:
     """name: as notes and errors say it.
 
     matches: whether a file is of this format, from its path (compression suffix removed) and first bytes.
-    read:    the reader.
+    read:    the reader of a run.
+    read_structures: of structures of no run, those of the same atoms together; None: the run's frames are.
     """
 
     name: str
     matches: Callable[[Path, bytes], bool]
     read: Callable[[Path, KeyMap], RawRun]
+    read_structures: Callable[[Path, KeyMap], list[RawRun]] | None = None
 
 
 def _named(pattern: str) -> Callable[[Path, bytes], bool]:
@@ -69,7 +71,12 @@ FORMATS = (
     Format("VASP vaspout.h5", _named(r".*vaspout.*\.h5"), _plain(vaspout.read_vaspout)),
     Format("VASP OUTCAR", _named(r"(.*[._-])?OUTCAR.*"), _plain(outcar.read_outcar)),
     Format("VASP XDATCAR", _named(r"XDATCAR.*"), _plain(outcar.read_xdatcar)),
-    Format("VASP ML_AB", _named(r"ML_ABN?.*"), _plain(ml_ab.read_ml_ab)),
+    Format(
+        "VASP ML_AB",
+        _named(r"ML_ABN?.*"),
+        _plain(ml_ab.read_ml_ab),
+        lambda file, _: ml_ab.read_ml_ab_structures(file),
+    ),
     Format("CP2K", _named(cp2k.NAME.pattern), _plain(cp2k.read_cp2k)),
     Format("Quantum ESPRESSO cp.x", _named(r".+\.(pos|vel|for|evp|cel)"), _plain(cpx.read_cpx)),
     Format("i-PI", lambda f, head: f.suffix == ".xyz" and ipi.MARK in head, _plain(ipi.read_ipi)),
@@ -80,7 +87,7 @@ FORMATS = (
     Format("FHI-aims", _begins(b"Invoking FHI-aims"), _plain(aims.read_aims)),
     Format("the paper's layout", _named(r"traj_\w+\.traj"), _paper),
 )
-_ASE = Format("ASE", lambda *_: True, read_ase)
+_ASE = Format("ASE", lambda *_: True, read_ase, read_ase_structures)
 
 
 def find_format(file: Path) -> Format:
