@@ -97,6 +97,7 @@ STAGES = {"stages": [{"segment_length": s, "share": 1} for s in (1, 2, 4)], "epo
 def test_all_arms_learn_from_the_same_labelled_frames(changes: dict[str, Any]) -> None:
     """Also where breaks leave stretches that only single frames, or short segments, fit into."""
     runs = [morse_trajectory(30).replace(breaks=(2, 4, 9, 10)), morse_trajectory(15, seed=1)]
+    runs.append(morse_trajectory(5, seed=2).replace(alone=True))  # structures of no run
     config = config_of(["none"], Path("out"), **{"curriculum": STAGES, **changes})
     sets = [labelled_frames(arm_config(config, arm, 5), runs) for arm in arms_of(config)]
     assert len(sets) == 4
