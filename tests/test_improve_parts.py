@@ -308,6 +308,12 @@ def test_what_the_reference_cannot_do_is_counted_and_told(
     assert outcome.reason is not None and re.match(reason, outcome.reason)
 
 
+def test_starts_of_an_older_version_are_refused(tmp_path: Path, data: Any) -> None:
+    write_task(tmp_path, Task(Reference("emt"), DT_FS, 10.0), [ase.io.read(data["train"][0], 0)])
+    with pytest.raises(UserError, match="an older version of dyntrain stopped in the middle"):
+        carry_out(tmp_path, tmp_path / "store", 1, lambda *_: None)
+
+
 def test_fixed_atoms_stay_where_they_are(tmp_path: Path, data: Any) -> None:
     from ase.constraints import FixAtoms
 

@@ -102,7 +102,16 @@ def read_starts(folder: Path) -> list[Atoms]:
 
 
 def n_frames(start: Atoms) -> int:
-    """Frames of the new run that begins at a start, and so many calls."""
+    """Frames of the new run that begins at a start, and so many calls.
+
+    Raises:
+        UserError: an older version wrote the start, which does not say it.
+    """
+    if "n_frames" not in start.info:
+        raise UserError(
+            "output: an older version of dyntrain stopped in the middle of a round's segments, and this one "
+            "cannot go on with them: remove the round's folder, or choose another output"
+        )
     return int(start.info["n_frames"])
 
 
