@@ -22,6 +22,9 @@ from dyntrain.potential import Potential
 from dyntrain.simulate import check_start
 from dyntrain.state import State
 
+Elsewhere = Literal["structures", "segments"] | None
+"""What the calls go to that are not spent before failures; None: as the free runs suggest."""
+
 BEFORE_FAILURE, AT_RANDOM, IN_DOUBT = "before a failure", "at a random time", "where the committee disagrees"
 
 LEAD_FS = 30.0
@@ -75,7 +78,7 @@ def explore(
     *,
     n_segments: int,
     segment_length: int,
-    elsewhere: Literal["structures", "segments"] | None,
+    elsewhere: Elsewhere,
     horizon_fs: float,
     temperature: float | None,
     seed: int,
@@ -119,9 +122,14 @@ def explore(
             f"the model breaks within {LEAD_FS + _EARLIEST_FS:g} fs from every start, so there is nothing to "
             "continue from: train it longer first, or lower improve.temperature"
         )
+    return Exploration(free, *_sane(places, free.motion))
+
+
+def _sane(places: Sequence[Place], motion: Motion) -> tuple[list[Atoms], list[str]]:
+    """The structures at these places, and a sentence for each that is not sane."""
     found, dropped = [], []
     for place in places:
-        time_fs, state = place_state(free.motion, place)
+        time_fs, state = place_state(motion, place)
         try:
             check_start(state, f"run {place.run} at {time_fs:g} fs, {place.why}")
         except UserError as error:
@@ -132,10 +140,10 @@ def explore(
             atoms.set_constraint(FixAtoms(mask=state.fixed.numpy()))
         atoms.info = {**asdict(place), "time_fs": time_fs}
         found.append(atoms)
-    return Exploration(free, found, dropped)
+    return found, dropped
 
 
-def segments_elsewhere(free: FreeRuns, elsewhere: Literal["structures", "segments"] | None) -> bool:
+def segments_elsewhere(free: FreeRuns, elsewhere: Elsewhere) -> bool:
     """Whether the reference goes on from places that lie before no failure, and not only labels them.
 
     Undecided, it does while any of the runs fails: then segments made models last longer, and where none

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -25,7 +25,7 @@ from dyntrain.errors import UserError
 from dyntrain.evaluate.starts import common_dt_fs
 from dyntrain.improve import by_hand
 from dyntrain.improve.committee import SHARE
-from dyntrain.improve.explore import Exploration, explore
+from dyntrain.improve.explore import Elsewhere, Exploration, explore
 from dyntrain.improve.folder import ImproveFolder
 from dyntrain.improve.page import write_page
 from dyntrain.improve.reference import Reference, check_same_method, largest_force
@@ -102,7 +102,7 @@ def improve(config: Config, observer: ImproveObserver) -> Improved:
         return _Improvement(config, config.improve, observer).run()
 
 
-def _elsewhere(config: Config, settings: ImproveConfig) -> Literal["structures", "segments"] | None:
+def _elsewhere(config: Config, settings: ImproveConfig) -> Elsewhere:
     """What the calls go to that are not spent before failures; None: as the free runs suggest.
 
     Raises:
