@@ -20,7 +20,7 @@ from dyntrain.data.contents import (
     looks_shuffled,
     mean_temperature,
 )
-from dyntrain.data.findings import INFERABLE_SHARE, Measured, about_motion, alone
+from dyntrain.data.findings import INFERABLE_SHARE, Measured, about_motion, about_structures
 from dyntrain.data.findings_contents import (
     about_breaks,
     about_energies,
@@ -101,7 +101,7 @@ def _diagnose(run: Trajectory) -> RunReport:
     energies = energy_force_match(run)
     report = _report(run, held, motion, fit, ensemble, energies)
     if run.alone:
-        return dataclasses.replace(report, findings=(alone(run), *about_structure(run, report)))
+        return dataclasses.replace(report, findings=(*about_structures(run), *about_structure(run, report)))
     measured = Measured(run, report, held, motion, fit)
     findings = (
         *about_motion(measured),

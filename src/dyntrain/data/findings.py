@@ -66,11 +66,11 @@ class Measured:
         return find_wrong_masses(self.run, self.held, *([SPARSE_LEFT] if sparse else []))
 
 
-def alone(run: Trajectory) -> Finding:
+def about_structures(run: Trajectory) -> list[Finding]:
     """Structures of no run say nothing of motion."""
     what = f"{run.n_frames} structure(s) of no run"
     told = "trained on where S = 1; nothing tells whether dt, forces and units are right"
-    return finding("alone", "info", "certain", what, training=told)
+    return [finding("alone", "info", "certain", what, training=told)]
 
 
 def about_motion(m: Measured) -> list[Finding]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from ase.data import atomic_masses, chemical_symbols
@@ -119,26 +120,40 @@ def to_trajectory(run: RawRun, dt_fs: float | None = None) -> Trajectory:
         )
     dt, dt_origin = _settle_dt(run, positions, dt_fs, notes)
     velocities, velocities_origin = _settle_velocities(run, positions, dt, notes)
-    return Trajectory(
+    return as_told(
+        run,
         positions=positions,
         velocities=velocities,
-        forces=run.forces,
-        energies=run.energies,
-        cell=run.cell,
-        pbc=run.pbc,
-        atomic_numbers=run.atomic_numbers,
-        masses=run.masses,
         dt=dt,
-        breaks=run.breaks,
-        file=run.file,
-        reader=run.reader,
         notes=tuple(notes),
         velocities_origin=velocities_origin,
         dt_origin=dt_origin,
         wrapped=bool(jumps.size),
-        stress=run.stress,
-        stride=run.stride,
     )
+
+
+def as_told(run: RawRun, **settled: Any) -> Trajectory:
+    """What a file tells as a Trajectory; ``settled``: the fields that it does not tell, or not rightly."""
+    told = {
+        name: getattr(run, name)
+        for name in (
+            "positions",
+            "velocities",
+            "forces",
+            "energies",
+            "cell",
+            "pbc",
+            "atomic_numbers",
+            "masses",
+            "breaks",
+            "file",
+            "reader",
+            "notes",
+            "stress",
+            "stride",
+        )
+    }
+    return Trajectory(**{**told, **settled})
 
 
 def _unusual_masses(run: RawRun) -> list[str]:

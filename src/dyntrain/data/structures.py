@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from dyntrain.data.keys import AUTOMATIC, KeyMap
-from dyntrain.data.raw import RawRun
-from dyntrain.data.readers import expand_paths, is_stored, read_raw, read_raw_structures, read_runs
+from dyntrain.data.raw import RawRun, as_told
+from dyntrain.data.readers import (
+    expand_paths,
+    is_stored,
+    read_raw,
+    read_raw_structures,
+    read_runs,
+    read_trajectories,
+)
 from dyntrain.data.trajectory import FloatArray, Trajectory
 from dyntrain.units import FS
 
@@ -34,17 +40,8 @@ def read_structure(
     Raises:
         UserError: whatever is wrong with the file, in one sentence.
     """
-    found = read_raw(Path(file), keys)
-    first = dataclasses.replace(
-        found,
-        positions=found.positions[:1],
-        velocities=velocities[None],
-        forces=found.forces[:1],
-        energies=found.energies[:1],
-        cell=found.cell.reshape(-1, 3, 3)[0],
-        stress=None if found.stress is None else found.stress[:1],
-    )
-    return _alone(first, dt_fs * FS).replace(fixed_atoms=tuple(fixed_atoms))
+    first = _alone(read_raw(Path(file), keys)).slice(0, 1)
+    return first.replace(velocities=velocities[None], dt=dt_fs * FS, fixed_atoms=tuple(fixed_atoms))
 
 
 def read_structures(paths: Sequence[str | os.PathLike[str]], keys: KeyMap = AUTOMATIC) -> list[Trajectory]:
@@ -65,29 +62,22 @@ def read_structures(paths: Sequence[str | os.PathLike[str]], keys: KeyMap = AUTO
         if is_stored(file):
             found += [run.replace(alone=True) for run in read_runs(file, keys=keys)]
         else:
-            found += [_alone(run, FS) for run in read_raw_structures(file, keys)]
+            found += [_alone(run) for run in read_raw_structures(file, keys)]
     return joined(found)
 
 
-def _alone(run: RawRun, dt: float) -> Trajectory:
-    """Frames of a file as structures of no run; dt is the interval that they are said to have."""
-    velocities = run.velocities
-    return Trajectory(
-        positions=run.positions,
-        velocities=np.zeros_like(run.positions) if velocities is None else velocities,
-        forces=run.forces,
-        energies=run.energies,
-        cell=run.cell,
-        pbc=run.pbc,
-        atomic_numbers=run.atomic_numbers,
-        masses=run.masses,
-        dt=dt,
-        file=run.file,
-        reader=run.reader,
-        notes=tuple(run.notes),
-        stress=run.stress,
-        alone=True,
-    )
+def read_runs_and_structures(
+    runs: Sequence[str], structures: Sequence[str], dt_fs: float | None = None, keys: KeyMap = AUTOMATIC
+) -> list[Trajectory]:
+    """What ``read_trajectories`` and ``read_structures`` read of their paths, of which there may be none."""
+    found = read_trajectories(runs, dt_fs, keys) if runs else []
+    return found + (read_structures(structures, keys) if structures else [])
+
+
+def _alone(run: RawRun) -> Trajectory:
+    """Frames of a file as structures of no run, whose dt means nothing."""
+    velocities = np.zeros_like(run.positions) if run.velocities is None else run.velocities
+    return as_told(run, velocities=velocities, dt=FS, breaks=(), alone=True)
 
 
 def joined(structures: Sequence[Trajectory]) -> list[Trajectory]:

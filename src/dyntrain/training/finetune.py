@@ -13,8 +13,7 @@ from ase.data import chemical_symbols
 
 from dyntrain.config import Config
 from dyntrain.data.diagnose import usable_runs
-from dyntrain.data.readers import read_trajectories
-from dyntrain.data.structures import read_structures
+from dyntrain.data.structures import read_runs_and_structures
 from dyntrain.data.trajectory import Trajectory
 from dyntrain.errors import UserError
 from dyntrain.models.family import FamilyModel
@@ -106,9 +105,7 @@ def replay_runs(config: Config, potential: Potential) -> list[Trajectory]:
     replay = config.finetune.replay
     if replay is None:
         return []
-    found = read_trajectories(replay.data) if replay.data else []
-    found += read_structures(replay.structures) if replay.structures else []
-    runs, _ = usable_runs(found)
+    runs, _ = usable_runs(read_runs_and_structures(replay.data, replay.structures))
     check_elements(potential, runs, "finetune.replay: the model")
     shifts = element_shifts(potential, runs)
     return [

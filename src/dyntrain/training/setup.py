@@ -20,11 +20,10 @@ from dyntrain.config import (
 from dyntrain.curriculum import Curriculum, PlateauCurriculum, ScheduleCurriculum, Stage
 from dyntrain.data.diagnose import RunReport, usable_runs
 from dyntrain.data.keys import KeyMap
-from dyntrain.data.readers import read_trajectories
 from dyntrain.data.segments import Segments, find_segments
 from dyntrain.data.splits import Split, automatic_split, explicit_split
 from dyntrain.data.store import STORE, store_stamp
-from dyntrain.data.structures import read_structures
+from dyntrain.data.structures import read_runs_and_structures
 from dyntrain.data.trajectory import Trajectory
 from dyntrain.errors import UserError
 from dyntrain.loss import Loss, StepWeights, Term
@@ -45,9 +44,7 @@ def load_split(config: Config) -> tuple[Split, list[RunReport]]:
     keys = KeyMap.from_mapping(given)
 
     def read(paths: Sequence[str], structures: Sequence[str] = ()) -> list[Trajectory]:
-        found = read_trajectories(paths, config.dt, keys) if paths else []
-        found += read_structures(structures, keys) if structures else []
-        runs, told = usable_runs(found)
+        runs, told = usable_runs(read_runs_and_structures(paths, structures, config.dt, keys))
         reports.extend(told)
         return runs
 
