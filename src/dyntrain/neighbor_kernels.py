@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from dyntrain.kernel import compiled, compiled_as_written
+from dyntrain.kernel import compiled, compiled_as_written, compiled_with_arrays
 
 
 @compiled
@@ -71,7 +71,7 @@ def look_from(i, fractions, cell, repeats, images, squares):  # type: ignore[no-
         squares[j] = r0 * r0 + r1 * r1 + r2 * r2
 
 
-@compiled
+@compiled_with_arrays
 def find_pairs(positions, sizes, cells, pbc, cutoff, hair, most_cells):  # type: ignore[no-untyped-def]
     """Pairs closer than ``cutoff`` and a hair, in canonical order, with atoms numbered through the batch.
 

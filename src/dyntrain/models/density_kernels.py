@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from numba import njit
 from torch import Tensor
@@ -47,10 +46,9 @@ def _add_to_unit(u, y_bar, linear, u_bar):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def add_densities(unit, basis, i, j, columns, out):  # type: ignore[no-untyped-def]
-    """Adds to ``out`` [9, n_atoms, n_species n_radial]."""
+def add_densities(unit, basis, i, j, columns, out, y):  # type: ignore[no-untyped-def]
+    """Adds to ``out`` [9, n_atoms, n_species n_radial]; ``y``: room for 9 numbers."""
     n_radial = basis.shape[1]
-    y = np.empty(9, unit.dtype)
     for p in range(i.shape[0]):
         _fill_tensors(unit[p], y)
         b, at_i, at_j = basis[p], columns[j[p]] * n_radial, columns[i[p]] * n_radial
@@ -64,10 +62,10 @@ def add_densities(unit, basis, i, j, columns, out):  # type: ignore[no-untyped-d
 
 
 @compiled
-def pull_back_densities(unit, basis, i, j, columns, bar, basis_bar, unit_bar):  # type: ignore[no-untyped-def]
-    """Adds to the gradients of the basis and û."""
+def pull_back_densities(unit, basis, i, j, columns, bar, basis_bar, unit_bar, room):  # type: ignore[no-untyped-def]
+    """Adds to the gradients of the basis and û; ``room``: [2, 9]."""
     n_radial, number = basis.shape[1], unit.dtype.type
-    y, y_bar = np.empty(9, unit.dtype), np.empty(9, unit.dtype)
+    y, y_bar = room[0], room[1]
     for p in range(i.shape[0]):
         u = unit[p]
         _fill_tensors(u, y)
@@ -96,10 +94,12 @@ def _fill_tensors_dot(u, t, y):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _pull_back_slope(basis_dot, unit_dot, unit, basis, i, j, columns, bar, bar_grad, basis_grad, unit_grad):  # type: ignore[no-untyped-def]
-    """Gradients of b̄ · ḃ + ū · u̇ = Σ row (y ḃ + ẏ b); the first is added to."""
+def _pull_back_slope(  # type: ignore[no-untyped-def]
+    basis_dot, unit_dot, unit, basis, i, j, columns, bar, bar_grad, basis_grad, unit_grad, room
+):
+    """Gradients of b̄ · ḃ + ū · u̇ = Σ row (y ḃ + ẏ b); the first is added to. ``room``: [4, 9]."""
     n_radial, number = basis.shape[1], unit.dtype.type
-    y, y_dot, of_y, of_y_dot = np.empty((4, 9), unit.dtype)
+    y, y_dot, of_y, of_y_dot = room[0], room[1], room[2], room[3]
     for p in range(i.shape[0]):
         u, t, b, b_dot, b_grad = unit[p], unit_dot[p], basis[p], basis_dot[p], basis_grad[p]
         _fill_tensors(u, y)
@@ -140,7 +140,7 @@ class _Densities(torch.autograd.Function):
         ctx.ends = ends
         ctx.save_for_backward(unit, basis)
         out = unit.new_zeros(9, ends.columns.shape[0], n_species * basis.shape[1])
-        add_densities(*reads(unit, basis, *ends), *writes(out))
+        add_densities(*reads(unit, basis, *ends), *writes(out, unit.new_empty(9)))
         return out
 
     @staticmethod
@@ -156,7 +156,9 @@ class _DensitiesBackward(torch.autograd.Function):
         ctx.ends = ends
         ctx.save_for_backward(bar, unit, basis)
         unit_bar, basis_bar = unit.new_zeros(unit.shape), basis.new_zeros(basis.shape)
-        pull_back_densities(*reads(unit, basis, *ends, bar), *writes(basis_bar, unit_bar))
+        pull_back_densities(
+            *reads(unit, basis, *ends, bar), *writes(basis_bar, unit_bar, unit.new_empty(2, 9))
+        )
         return unit_bar, basis_bar
 
     @staticmethod
@@ -165,7 +167,7 @@ class _DensitiesBackward(torch.autograd.Function):
         bar, unit, basis = ctx.saved_tensors
         bar_grad, unit_grad, basis_grad = (x.new_zeros(x.shape) for x in (bar, unit, basis))
         known = reads(basis_dot, unit_dot, unit, basis, *ctx.ends, bar)
-        _pull_back_slope(*known, *writes(bar_grad, basis_grad, unit_grad))
+        _pull_back_slope(*known, *writes(bar_grad, basis_grad, unit_grad, unit.new_empty(4, 9)))
         return None, bar_grad, unit_grad, basis_grad
 
 

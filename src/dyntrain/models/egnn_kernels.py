@@ -70,14 +70,14 @@ class CompiledPairs(Pairs):
 
     def densities(self) -> Tensor:
         slots = self.n_species * self.basis.shape[1]
-        out = self.unit.new_zeros(9, self.columns.shape[0], slots)
-        add_densities(*reads(self.unit, self.basis), *self.ends, *reads(self.columns), *writes(out))
+        out, room = self.unit.new_zeros(9, self.columns.shape[0], slots), self.unit.new_empty(9)
+        add_densities(*reads(self.unit, self.basis), *self.ends, *reads(self.columns), *writes(out, room))
         return out
 
     def pull_back_densities(self, bar: Tensor) -> None:
         self.basis_rows_bar = self.basis_rows_bar.contiguous()
         of_pairs = reads(self.unit, self.basis)
-        sums = writes(self.basis_rows_bar, self.unit_bar)
+        sums = writes(self.basis_rows_bar, self.unit_bar, self.unit.new_empty(2, 9))
         pull_back_densities(*of_pairs, *self.ends, *reads(self.columns, bar), *sums)
 
     def slopes(self) -> Tensor:

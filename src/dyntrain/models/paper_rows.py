@@ -90,7 +90,7 @@ class Rows:
         basis: SplineBasis,
         slopes: Tensor,
     ) -> None:
-        """``reverse_first``, and adds to dE/dd [n_pairs] of these pairs."""
+        """``reverse_first``, and adds to dE/dd [n_pairs] of these pairs; ``scaled`` may be overwritten."""
         bar = self.reverse_first(scaled, to_atoms)
         slopes += weighted_rows(basis.begins, basis.slope_weights, table[1]).mul_(bar).sum(-1)
 

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from numba import float32, njit
 from torch import Tensor
 
 from dyntrain.kernel import compiled, reads, writes
-from dyntrain.models.paper_kernels import CompiledRows, _sigmoid
+from dyntrain.models.paper_kernels import CompiledRows, _add, _sigmoid, _silu_slope
 from dyntrain.models.paper_pairs import PairBlock
 from dyntrain.models.paper_sweep_rows import FirstBars, SecondBars, SweepRows
 from dyntrain.models.paper_weights import LayerWeights
 
 
 @njit(inline="always")
-def _tangent(row_dot, x, slope, gain, rho, m_dot):  # type: ignore[no-untyped-def]
+def _tangent(row_dot, x, gain, shift, rho, m_dot):  # type: ignore[no-untyped-def]
     """ṅ in place of ȧ, and ṁ; gives ⟨n ȧ⟩."""
     width = x.shape[0]
     mean, along = float32(0.0), float32(0.0)
@@ -33,7 +32,7 @@ def _tangent(row_dot, x, slope, gain, rho, m_dot):  # type: ignore[no-untyped-de
     for c in range(width):
         x_dot = rho * (row_dot[c] - mean - x[c] * along)
         row_dot[c] = x_dot
-        m_dot[c] = x_dot * gain[c] * slope[c]
+        m_dot[c] = x_dot * gain[c] * _silu_slope(x[c] * gain[c] + shift[c])
     return along
 
 
@@ -80,7 +79,7 @@ def _reverse_tangent(  # type: ignore[no-untyped-def]
 
 
 @compiled
-def tangent_first_rows(of_pairs, of_ends, i, j, gain, n, slope, scale, n_dot, growth, m_dot):  # type: ignore[no-untyped-def]
+def tangent_first_rows(of_pairs, of_ends, i, j, gain, shift, n, scale, n_dot, growth, m_dot):  # type: ignore[no-untyped-def]
     """ṅ, ⟨n ȧ⟩ and ṁ of the first rows, from the changes of what they get (of no ends: nothing)."""
     n_pairs, width = of_pairs.shape
     n_atoms = of_ends.shape[0] // 2
@@ -94,23 +93,24 @@ def tangent_first_rows(of_pairs, of_ends, i, j, gain, n, slope, scale, n_dot, gr
             centre, neighbor = of_ends[receiver], of_ends[n_atoms + sender]
             for c in range(width):
                 row[c] += centre[c] + neighbor[c]
-        growth[r] = _tangent(row, n[r], slope[r], gain, scale[r], m_dot[r])
+        growth[r] = _tangent(row, n[r], gain, shift, scale[r], m_dot[r])
 
 
 @compiled
-def tangent_second_rows(rows, i, j, once, gain, n, slope, scale, growth, received):  # type: ignore[no-untyped-def]
-    """ṅ in place of the rows, and ⟨n ȧ⟩; ṁ is added to what changes of what the atoms receive."""
-    n_pairs, width = i.shape[0], rows.shape[1]
-    m_dot = np.empty(width, np.float32)
+def tangent_second_rows(  # type: ignore[no-untyped-def]
+    rows, i, j, once, gain, shift, n, scale, growth, received, m_dot
+):
+    """ṅ in place of the rows, and ⟨n ȧ⟩; ṁ is added to what changes of what the atoms receive.
+
+    Args:
+        m_dot: room for a row.
+    """
+    n_pairs = i.shape[0]
     for r in range(rows.shape[0]):
-        growth[r] = _tangent(rows[r], n[r], slope[r], gain, scale[r], m_dot)
-        atom = received[i[r] if r < n_pairs else j[r - n_pairs]]
-        for c in range(width):
-            atom[c] += m_dot[c]
+        growth[r] = _tangent(rows[r], n[r], gain, shift, scale[r], m_dot)
+        _add(m_dot, received[i[r] if r < n_pairs else j[r - n_pairs]])
         if once:
-            other = received[j[r]]
-            for c in range(width):
-                other[c] += m_dot[c]
+            _add(m_dot, received[j[r]])
 
 
 @compiled
@@ -131,15 +131,14 @@ def reverse_tangent_second_rows(  # type: ignore[no-untyped-def]
     bias_sum,
     gain_sum,
     shift_sum,
+    room,
 ):
-    """ā and its derivative, from the gradient of what atoms receive and its derivative; adds to the sums."""
+    """ā and its derivative, from the gradient of what atoms receive and its derivative; adds to the sums.
+
+    Args:
+        room: for two rows.
+    """
     n_pairs, width = i.shape[0], n.shape[1]
-    m, m_dot = np.empty(width, np.float32), np.empty(width, np.float32)
-    bias, gains, shifts = (
-        np.zeros(width, np.float32),
-        np.zeros(width, np.float32),
-        np.zeros(width, np.float32),
-    )
     for r in range(n.shape[0]):
         p = r if r < n_pairs else r - n_pairs
         atom, other = i[p] if r < n_pairs else j[p], j[p]
@@ -148,18 +147,23 @@ def reverse_tangent_second_rows(  # type: ignore[no-untyped-def]
             row[c] = upper[atom, c]
             row_dot[c] = upper_dot[atom, c]
         if once:
-            for c in range(width):
-                row[c] += upper[other, c]
-                row_dot[c] += upper_dot[other, c]
+            _add(upper[other], row)
+            _add(upper_dot[other], row_dot)
         _reverse_tangent(
-            row, row_dot, n[r], n_dot[r], gain, shift, scale[r], growth[r], m, m_dot, gains, shifts
+            row,
+            row_dot,
+            n[r],
+            n_dot[r],
+            gain,
+            shift,
+            scale[r],
+            growth[r],
+            room[0],
+            room[1],
+            gain_sum,
+            shift_sum,
         )
-        for c in range(width):
-            bias[c] += row_dot[c]
-    for c in range(width):
-        bias_sum[c] += bias[c]
-        gain_sum[c] += gains[c]
-        shift_sum[c] += shifts[c]
+        _add(row_dot, bias_sum)
 
 
 @compiled
@@ -181,14 +185,16 @@ def reverse_tangent_first_rows(  # type: ignore[no-untyped-def]
     to_neighbor,
     gain_sum,
     shift_sum,
+    row,
 ):
     """The same of the first rows, their derivative in place of that of m̄; m, ṁ.
 
     ``bar`` [n_pairs, width] and the first n_pairs of ``bar_dot``: both directions' sums.
+
+    Args:
+        row: room for one.
     """
     n_pairs, width = i.shape[0], n.shape[1]
-    row = np.empty(width, np.float32)
-    gains, shifts = np.zeros(width, np.float32), np.zeros(width, np.float32)
     for r in range(n.shape[0]):
         p = r if r < n_pairs else r - n_pairs
         receiver, sender = (i[p], j[p]) if r < n_pairs else (j[p], i[p])
@@ -196,23 +202,28 @@ def reverse_tangent_first_rows(  # type: ignore[no-untyped-def]
         for c in range(width):
             row[c] = full * m_bar[r, c]
         _reverse_tangent(
-            row, row_dot, n[r], n_dot[r], gain, shift, scale[r], growth[r], m[r], m_dot[r], gains, shifts
+            row,
+            row_dot,
+            n[r],
+            n_dot[r],
+            gain,
+            shift,
+            scale[r],
+            growth[r],
+            m[r],
+            m_dot[r],
+            gain_sum,
+            shift_sum,
         )
-        centre, neighbor = to_centre[receiver], to_neighbor[sender]
-        for c in range(width):
-            centre[c] += row_dot[c]
-            neighbor[c] += row_dot[c]
-        of_pair, of_pair_dot = bar[p], bar_dot[p]
+        _add(row_dot, to_centre[receiver])
+        _add(row_dot, to_neighbor[sender])
+        of_pair = bar[p]
         if r < n_pairs:
             for c in range(width):
                 of_pair[c] = row[c]
         else:
-            for c in range(width):
-                of_pair[c] += row[c]
-                of_pair_dot[c] += row_dot[c]
-    for c in range(width):
-        gain_sum[c] += gains[c]
-        shift_sum[c] += shifts[c]
+            _add(row, of_pair)
+            _add(row_dot, bar_dot[p])
 
 
 class _Motion(NamedTuple):
@@ -247,27 +258,23 @@ class CompiledSweepRows(SweepRows):
     def reverse_first(self, m_bar: Tensor, to_atoms: tuple[Tensor, Tensor] | None, keep: bool) -> Tensor:
         if keep:
             self.m1_bar = m_bar
-        of_pairs = self.rows.reverse_first(m_bar, to_atoms)
-        if keep:  # until the backward pass, beside all other steps of a roll-out
-            self.rows.forget_slopes()
-        return of_pairs
+        return self.rows.reverse_first(m_bar, to_atoms)
 
     def tangent_first(self, of_pairs: Tensor, of_ends: Tensor | None) -> Tensor:
         kept = self.rows
         ends = of_pairs[:0] if of_ends is None else of_ends
         self.first_dot = _Motion(torch.empty_like(kept.n1), torch.empty_like(kept.scale1))
         m_dot = torch.empty_like(kept.n1)
-        site = reads(self.weights.gain1, kept.n1, kept.slope1(), kept.scale1)
+        site = reads(self.weights.gain1, self.weights.shift1, kept.n1, kept.scale1)
         tangent_first_rows(*reads(of_pairs, ends), kept.i, kept.j, *site, *writes(*self.first_dot, m_dot))
         return m_dot
 
     def tangent_second(self, rows: Tensor, received: Tensor) -> None:
         kept = self.rows
         self.second_dot = _Motion(rows, torch.empty_like(kept.scale2))
-        site = reads(self.weights.gain2, kept.n2, kept.slope2(), kept.scale2)
-        out = writes(self.second_dot.growth, received)
+        site = reads(self.weights.gain2, self.weights.shift2, kept.n2, kept.scale2)
+        out = writes(self.second_dot.growth, received, rows.new_empty(rows.shape[1]))
         tangent_second_rows(*writes(rows), kept.i, kept.j, kept.once, *site, *out)
-        kept.forget_slopes()
 
     def rest(self) -> None:
         self.first_dot = self.second_dot = None
@@ -280,7 +287,8 @@ class CompiledSweepRows(SweepRows):
         bar, bar_dot = torch.empty_like(kept.n2), torch.empty_like(kept.n2)
         uppers = reads(upper_dot if upper is None else upper, upper_dot)
         site = reads(w.gain2, w.shift2, kept.n2, n_dot, kept.scale2, growth)
-        out = writes(bar, bar_dot, sums.bias2, sums.gain2, sums.shift2)
+        room = bar.new_empty(2, bar.shape[1])
+        out = writes(bar, bar_dot, sums.bias2, sums.gain2, sums.shift2, room)
         reverse_tangent_second_rows(*uppers, kept.i, kept.j, kept.once, *site, *out)
         return SecondBars(bar, bar_dot)
 
@@ -296,6 +304,7 @@ class CompiledSweepRows(SweepRows):
         )
         m_bar = m_bar_dot if self.m1_bar is None else self.m1_bar
         site = reads(w.gain1, w.shift1, kept.n1, n_dot, kept.scale1, growth)
-        out = writes(m, m_dot, bar, *to_atoms, sums.gain1, sums.shift1)
+        room = bar.new_empty(bar.shape[1])
+        out = writes(m, m_dot, bar, *to_atoms, sums.gain1, sums.shift1, room)
         reverse_tangent_first_rows(*reads(m_bar), *writes(m_bar_dot), kept.i, kept.j, *site, *out)
         return FirstBars(m, m_dot, bar, m_bar_dot[: len(kept.i)])
