@@ -28,8 +28,8 @@ def is_installed() -> bool:
 def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """Sums in any order, for vector instructions, but nothing that would let NaN and infinity pass unseen.
 
-    A kernel makes no array of its own. So numba need not count who uses one (``_nrt`` is its switch for that):
-    counting at each row or pair took up to half of the time.
+    A kernel makes no array of its own. So numba need not count who uses one (``_nrt`` is its switch for it),
+    which took up to half of the time where it was done for each row or pair.
     """
     return _compiled(kernel, fastmath=_ANY_ORDER, _nrt=False)
 
