@@ -171,7 +171,7 @@ def first_rows(of_pairs, of_ends, i, j, gain, shift, n, scale, m):  # type: igno
 @compiled
 def second_rows(rows, i, j, once, bias, gain, shift, scale, received):  # type: ignore[no-untyped-def]
     """n in place of W2's rows, and ρ; m is added to what its atoms receive."""
-    n_pairs, n_rows, width = i.shape[0], *rows.shape
+    n_pairs, n_rows, width = i.shape[0], rows.shape[0], rows.shape[1]
     next_square = _square_of(rows[0], bias) if n_rows > 0 else float32(0.0)
     for r in range(n_rows):
         row, atom = rows[r], received[i[r] if r < n_pairs else j[r - n_pairs]]
