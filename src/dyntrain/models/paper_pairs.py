@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -87,7 +88,7 @@ class Pairs:
     system_idx: Tensor
     n_systems: int
 
-    PAIRS_IN_CACHE = 2048
+    PAIRS_IN_CACHE = 4096
 
     @classmethod
     def of(cls, state: State, neighbors: NeighborList, columns: Tensor) -> tuple[Pairs, Tensor]:
@@ -116,9 +117,9 @@ class Pairs:
         size = self.PAIRS_IN_CACHE if self.i.device.type == "cpu" else max(n_pairs, 1)
         n_folded = self.n_alike if fold else 0
         for first, last, once in ((0, n_folded, True), (n_folded, n_pairs, False)):
-            step = 2 * size if once else size
-            for start in range(first, last, step):
-                part = slice(start, min(start + step, last))
+            n_blocks = math.ceil((last - first) / (2 * size if once else size))
+            for k in range(n_blocks):  # as large as each other
+                part = slice(*(first + (last - first) * m // n_blocks for m in (k, k + 1)))
                 i, j = self.i[part], self.j[part]
                 if once:
                     yield PairBlock(part, part, i, j, j)
