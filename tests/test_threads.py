@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,3 +50,30 @@ def test_holes_in_the_heap_are_handed_back() -> None:
     before = resident_pages()
     return_freed_memory()
     assert before - resident_pages() > 16 * 10**6 // os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc" or not Path("/sys/kernel/mm/transparent_hugepage").exists(),
+    reason="asks Linux for large pages of glibc's heap",
+)
+def test_the_heap_has_large_pages() -> None:
+    assert keep_freed_memory()
+    mapped = Path("/proc/self/smaps").read_text(encoding="utf-8", errors="replace")
+    heap = mapped[mapped.index("[heap]") :]
+    assert "hg" in heap[heap.index("VmFlags:") :].splitlines()[0].split()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="limits addresses as Linux does")
+def test_a_limit_on_addresses_leaves_the_heap_as_it_was() -> None:
+    script = """
+import resource
+import torch
+from dyntrain.threads import keep_freed_memory, return_freed_memory
+size = 1024 * int(open("/proc/self/status").read().split("VmSize:")[1].split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (size + 512 * 1024**2,) * 2)
+keep_freed_memory()
+return_freed_memory()
+print(float(torch.ones(1_000_000).sum()))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "1000000.0"
