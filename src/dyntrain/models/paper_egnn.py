@@ -92,19 +92,20 @@ class _Layer(nn.Module):
 
 
 class _Kept(NamedTuple):
-    """A frozen network and what it was made from: all weights and buffers one after the other.
+    """A frozen network and what it was made from.
 
-    They are compared number by number: fused optimizers change them without counting up their versions.
+    Weights are compared number by number: fused optimizers change them without counting up their versions.
     """
 
     training: bool
-    weights: Tensor
+    weights: list[Tensor]
     network: FrozenNetwork
 
-    def is_of(self, training: bool, weights: Tensor) -> bool:
-        old = self.weights
-        same_kind = self.training == training and old.dtype == weights.dtype and old.device == weights.device
-        return same_kind and torch.equal(old, weights)
+    def is_of(self, training: bool, weights: list[Tensor]) -> bool:
+        return self.training == training and all(
+            old.dtype == new.dtype and old.device == new.device and torch.equal(old, new)
+            for old, new in zip(self.weights, weights, strict=True)
+        )
 
 
 class PaperEGNN(FamilyModel):
@@ -199,10 +200,10 @@ class PaperEGNN(FamilyModel):
         return self._frozen_network().energies_and_slopes(columns, state, neighbors)
 
     def _frozen_network(self) -> FrozenNetwork:
-        weights = torch.cat([x.detach().reshape(-1) for x in (*self.parameters(), *self.buffers())])
-        kept = self._frozen
+        weights, kept = [*self.parameters(), *self.buffers()], self._frozen
         if kept is None or not kept.is_of(self.training, weights):
-            self._frozen = kept = _Kept(self.training, weights, self._freeze())
+            copies = [tensor.detach().clone() for tensor in weights]
+            self._frozen = kept = _Kept(self.training, copies, self._freeze())
         return kept.network
 
     @torch.no_grad()
