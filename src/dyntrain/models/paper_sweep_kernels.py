@@ -136,9 +136,11 @@ def reverse_tangent_second_rows(  # type: ignore[no-untyped-def]
     """ā and its derivative, from the gradient of what atoms receive and its derivative; adds to the sums.
 
     Args:
-        room: for two rows.
+        room: for five rows.
     """
     n_pairs, width = i.shape[0], n.shape[1]
+    bias, gains, shifts = room[2], room[3], room[4]  # of this block: sums of few terms are rounded less
+    room[2:] = float32(0.0)
     for r in range(n.shape[0]):
         p = r if r < n_pairs else r - n_pairs
         atom, other = i[p] if r < n_pairs else j[p], j[p]
@@ -160,10 +162,13 @@ def reverse_tangent_second_rows(  # type: ignore[no-untyped-def]
             growth[r],
             room[0],
             room[1],
-            gain_sum,
-            shift_sum,
+            gains,
+            shifts,
         )
-        _add(row_dot, bias_sum)
+        _add(row_dot, bias)
+    _add(bias, bias_sum)
+    _add(gains, gain_sum)
+    _add(shifts, shift_sum)
 
 
 @compiled
@@ -185,16 +190,18 @@ def reverse_tangent_first_rows(  # type: ignore[no-untyped-def]
     to_neighbor,
     gain_sum,
     shift_sum,
-    row,
+    room,
 ):
     """The same of the first rows, their derivative in place of that of m̄; m, ṁ.
 
     ``bar`` [n_pairs, width] and the first n_pairs of ``bar_dot``: both directions' sums.
 
     Args:
-        row: room for one.
+        room: for three rows.
     """
     n_pairs, width = i.shape[0], n.shape[1]
+    row, gains, shifts = room[0], room[1], room[2]
+    room[1:] = float32(0.0)
     for r in range(n.shape[0]):
         p = r if r < n_pairs else r - n_pairs
         receiver, sender = (i[p], j[p]) if r < n_pairs else (j[p], i[p])
@@ -212,8 +219,8 @@ def reverse_tangent_first_rows(  # type: ignore[no-untyped-def]
             growth[r],
             m[r],
             m_dot[r],
-            gain_sum,
-            shift_sum,
+            gains,
+            shifts,
         )
         _add(row_dot, to_centre[receiver])
         _add(row_dot, to_neighbor[sender])
@@ -224,6 +231,8 @@ def reverse_tangent_first_rows(  # type: ignore[no-untyped-def]
         else:
             _add(row, of_pair)
             _add(row_dot, bar_dot[p])
+    _add(gains, gain_sum)
+    _add(shifts, shift_sum)
 
 
 class _Motion(NamedTuple):
@@ -287,7 +296,7 @@ class CompiledSweepRows(SweepRows):
         bar, bar_dot = torch.empty_like(kept.n2), torch.empty_like(kept.n2)
         uppers = reads(upper_dot if upper is None else upper, upper_dot)
         site = reads(w.gain2, w.shift2, kept.n2, n_dot, kept.scale2, growth)
-        room = bar.new_empty(2, bar.shape[1])
+        room = bar.new_empty(5, bar.shape[1])
         out = writes(bar, bar_dot, sums.bias2, sums.gain2, sums.shift2, room)
         reverse_tangent_second_rows(*uppers, kept.i, kept.j, kept.once, *site, *out)
         return SecondBars(bar, bar_dot)
@@ -304,7 +313,7 @@ class CompiledSweepRows(SweepRows):
         )
         m_bar = m_bar_dot if self.m1_bar is None else self.m1_bar
         site = reads(w.gain1, w.shift1, kept.n1, n_dot, kept.scale1, growth)
-        room = bar.new_empty(bar.shape[1])
+        room = bar.new_empty(3, bar.shape[1])
         out = writes(m, m_dot, bar, *to_atoms, sums.gain1, sums.shift1, room)
         reverse_tangent_first_rows(*reads(m_bar), *writes(m_bar_dot), kept.i, kept.j, *site, *out)
         return FirstBars(m, m_dot, bar, m_bar_dot[: len(kept.i)])
