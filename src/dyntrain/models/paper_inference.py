@@ -1,7 +1,7 @@
 """The paper network where no gradient is recorded: energies and slopes at once, lowest messages from tables.
 
-The sums are those of the first two sweeps of ``paper_sweeps``. As no others follow, each place keeps the
-slope of its function alone, fewer passes are made over memory, and weights are made ready once.
+The sums are those of the first two sweeps of ``paper_sweeps``. As no others follow, each place keeps no more
+than its first derivative needs, fewer passes are made over memory, and weights are made ready once.
 """
 
 from __future__ import annotations
