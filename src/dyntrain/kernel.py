@@ -34,6 +34,27 @@ def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
     return _compiled(kernel, fastmath=_ANY_ORDER, _nrt=False)
 
 
+def compiled_for_sizes(make: Callable[..., Callable[..., Any]]) -> Callable[..., Callable[..., Any]]:
+    """``compiled`` for a kernel that is compiled anew for sizes: ``make(*sizes)`` gives it.
+
+    For a loop over parts of rows to become vector instructions, none may overlap another. Where the parts
+    begin at constants, a few comparisons of addresses show that; else it takes too many, and is not done.
+    """
+
+    @cache
+    def compiled_for(*sizes: int) -> Callable[..., Any]:
+        return compiled(make(*sizes))
+
+    return compiled_for
+
+
+def compiled_part(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function for kernels to call: it becomes a part of each of them."""
+    from numba import njit
+
+    return njit(fastmath=_ANY_ORDER, error_model="numpy", _nrt=False)(function)
+
+
 def compiled_with_arrays(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """The same for one that makes arrays."""
     return _compiled(kernel, fastmath=_ANY_ORDER)

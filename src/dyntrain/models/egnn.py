@@ -12,7 +12,8 @@ their neighbours' surroundings. Scalars, vectors and second-rank tensors keep it
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -32,9 +33,48 @@ PAIRS_AT_A_TIME = 8192
 """Whose densities are summed up at once: more would leave the processor's cache."""
 
 
-def matrix_times_vector(matrix: Tensor, vector: Tensor) -> Tensor:
+Products = tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor, Tensor, Tensor], Tensor]]
+"""The products of the first layer and of the second, as in ``first_products`` and ``second_products``."""
+
+
+def _matrix_times_vector(matrix: Tensor, vector: Tensor) -> Tensor:
     """[3, 3, n_atoms, c] times [3, n_atoms, c], channel by channel: [3, n_atoms, c]."""
     return (matrix * vector).sum(1)
+
+
+def _across(vectors: Tensor) -> Tensor:
+    """[3, n_atoms, c] → [n_atoms, 3c]."""
+    return vectors.transpose(0, 1).flatten(1)
+
+
+def first_products(to_tensors: Tensor, vw: Tensor, tu: Tensor) -> Tensor:
+    """v · w, v · Tw, w · Tw, Tw · Uv, t · u and the vector v + Tw, channel by channel: [n_atoms, 8c].
+
+    Args:
+        to_tensors: ``degree_two``, which makes matrices T, U of tensors t, u.
+        vw: vectors v and w, [3, n_atoms, 2c].
+        tu: tensors t and u, [5, n_atoms, 2c].
+    """
+    (v, w), (t, u) = vw.chunk(2, -1), tu.chunk(2, -1)
+    first, second = (to_tensors @ tu.flatten(1)).view(3, 3, *tu.shape[1:]).chunk(2, -1)
+    tw, uv = _matrix_times_vector(first, w), _matrix_times_vector(second, v)
+    left, right = torch.cat([v, v, w, tw], dim=-1), torch.cat([w, tw, tw, uv], dim=-1)
+    return torch.cat([(left * right).sum(0), (t * u).sum(0), _across(v + tw)], dim=-1)
+
+
+def second_products(to_tensors: Tensor, zy: Tensor, vw: Tensor, tu: Tensor) -> Tensor:
+    """z · y, v · z and y · Tz, channel by channel: [n_atoms, 3c].
+
+    Args:
+        zy: vectors z and y, [n_atoms, 6c].
+        to_tensors, vw, tu: as above.
+    """
+    c = vw.shape[-1] // 2
+    z, y = zy.view(-1, 2, 3, c).permute(1, 2, 0, 3)
+    v, t = vw[..., :c], tu[..., :c]
+    tz = _matrix_times_vector((to_tensors @ t.flatten(1)).view(3, 3, *t.shape[1:]), z)
+    left, right = torch.cat([z, v, tz], dim=-1), torch.cat([y, z, y], dim=-1)
+    return (left * right).sum(0)
 
 
 class EGNN(FamilyModel):
@@ -113,29 +153,23 @@ class EGNN(FamilyModel):
         columns = self.species(state.atomic_numbers)
         dtype, c = self.mixing.dtype, self.n_channels
         i, j = neighbors.i, neighbors.j
-        vectors = pair_vectors(state, neighbors).to(dtype)
-        distances = vectors.norm(dim=-1)
-        unit = vectors / distances[:, None]
-        basis = self.radial(distances)
-        norm = torch.rsqrt(self.mean_neighbors).to(dtype)
+        unit, basis = self._unit_and_basis(pair_vectors(state, neighbors).to(dtype))
         to_tensors = self.degree_two.to(dtype)
-        density = self._densities(columns, i, j, basis, unit, to_tensors) * norm
+        density = self._densities(columns, i, j, basis, unit, to_tensors)
         # Pieces by split, not by slicing: its gradient is one concatenation.
         d0, d1, d2 = density.split([1, 3, 5])
-        v, w = (d1 @ self.mixing[1]).split(c, dim=-1)
-        tensors = d2 @ self.mixing[2]
-        t, u = tensors.split(c, dim=-1)
-        first, second = (to_tensors @ tensors.flatten(1)).view(3, 3, -1, 2 * c).split(c, dim=-1)
-        tw, uv = matrix_times_vector(first, w), matrix_times_vector(second, v)
+        scalars, vw, tu = ((d @ mixing) for d, mixing in zip((d0, d1, d2), self.mixing, strict=True))
+        first, second = self._products(to_tensors)
+        products, sum_ = first(vw, tu).split([5 * c, 3 * c], dim=-1)
         h = self.centre(columns)
-        left, right = torch.cat([v, v, w, tw], dim=-1), torch.cat([w, tw, tw, uv], dim=-1)
-        scalars = (d0 @ self.mixing[0]).squeeze(0)
-        h = h + self.update1(torch.cat([h, scalars, (left * right).sum(0), (t * u).sum(0)], dim=-1))
-        scalars, z = self._messages(h, v + tw, i, j, basis, unit, norm)
-        z_mixed = self.receive_vectors(z)
-        tz = matrix_times_vector(first, z)
-        left, right = torch.cat([z, v, tz], dim=-1), torch.cat([z_mixed, z, z_mixed], dim=-1)
-        h = h + self.update2(torch.cat([h, scalars, (left * right).sum(0)], dim=-1))
+        h = h + self.update1(torch.cat([h, scalars.squeeze(0), products], dim=-1))
+        sent = self.send_vectors(sum_.reshape(-1, c)).view(-1, 3 * c)
+        sent = torch.cat([self.send(h), sent], dim=-1)
+        received = messages(Bonds(i, j), sent, basis, unit, self.filters.weight.T)
+        scalars, z = received.split([2 * c, 3 * c], dim=-1)
+        y = self.receive_vectors(z.reshape(-1, c)).view(-1, 3 * c)
+        products = second(torch.cat([z, y], dim=-1), vw, tu)
+        h = h + self.update2(torch.cat([h, scalars, products], dim=-1))
         per_atom = self.read_out(h).squeeze(-1).double() * self.force_scale
         per_atom = per_atom + self.energy_shifts[columns]
         zeros = torch.zeros(state.n_systems, dtype=torch.float64, device=per_atom.device)
@@ -145,6 +179,24 @@ class EGNN(FamilyModel):
         if type(self).forward is not EGNN.forward:  # a subclass that computes something else
             return None
         return energies_and_slopes(self, state, neighbors)
+
+    def _unit_and_basis(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """û, and the basis over the square root of the mean number of neighbours: all is linear in it."""
+        if kernel.is_of_use(vectors):
+            from dyntrain.models.egnn_kernels import unit_and_basis
+
+            factor = 1.0 / math.sqrt(float(self.mean_neighbors))
+            return unit_and_basis(vectors, len(self.radial.wave_numbers), self.cutoff, factor)
+        distances = vectors.norm(dim=-1)
+        norm = torch.rsqrt(self.mean_neighbors).to(vectors.dtype)
+        return vectors / distances[:, None], self.radial(distances) * norm
+
+    def _products(self, to_tensors: Tensor) -> Products:
+        if kernel.is_of_use(to_tensors):
+            from dyntrain.models import egnn_product_kernels
+
+            return egnn_product_kernels.first_products, egnn_product_kernels.second_products
+        return partial(first_products, to_tensors), partial(second_products, to_tensors)
 
     def _densities(
         self, columns: Tensor, i: Tensor, j: Tensor, basis: Tensor, unit: Tensor, to_tensors: Tensor
@@ -171,13 +223,3 @@ class EGNN(FamilyModel):
         density = density.addcmul(back, reversal)
         density = density.view(n_atoms, n_species, 9, n_radial).permute(2, 0, 1, 3)
         return density.reshape(9, n_atoms, n_species * n_radial)
-
-    def _messages(
-        self, h: Tensor, v: Tensor, i: Tensor, j: Tensor, basis: Tensor, unit: Tensor, norm: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """What each atom gets from its neighbours: scalars [n_atoms, 2c], vectors [3, n_atoms, c]."""
-        c, n_atoms = self.n_channels, h.shape[0]
-        sent = torch.cat([self.send(h), *self.send_vectors(v)], dim=-1)
-        received = messages(Bonds(i, j), sent, basis, unit, self.filters.weight.T) * norm
-        scalars, vectors = received.split([2 * c, 3 * c], dim=-1)
-        return scalars, vectors.view(n_atoms, 3, c).permute(1, 0, 2)

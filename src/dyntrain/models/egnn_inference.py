@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from dyntrain.models.egnn_pairs import Pairs, pairs_of
+from dyntrain.models.egnn_products import Products, products_for
 from dyntrain.neighbors import NeighborList
 from dyntrain.potential import PairSlopes
 from dyntrain.state import State
@@ -30,9 +31,10 @@ def energies_and_slopes(network: EGNN, state: State, neighbors: NeighborList) ->
     with torch.inference_mode():
         columns = network.species(state.atomic_numbers)
         pairs = pairs_of(network, columns, state, neighbors)
-        first, read_out = _FirstLayer(network), _Perceptron(network.read_out)
-        second = _SecondLayer(network, first, pairs)
-        h = second.forward(first.forward(pairs.densities(), columns))
+        products = products_for(network.degree_two.to(network.mixing.dtype))
+        first, second = _FirstLayer(network, products), _SecondLayer(network, products, pairs)
+        read_out = _Perceptron(network.read_out)
+        h = second.forward(*first.forward(pairs.densities(), columns))
         per_atom = read_out(h)
         h_bar = read_out.adjoint(torch.ones_like(per_atom))
         pairs.pull_back_densities(first.adjoint(*second.adjoint(h_bar)))
@@ -61,90 +63,63 @@ class _Perceptron:
 
 
 class _FirstLayer:
-    """Densities → scalars, vectors v, w, tensors t, u → features h, and back.
+    """Densities → features h and vectors v + Tw, [n_atoms, 3c], and back."""
 
-    Vectors are [3, n_atoms, c], tensors [5, n_atoms, c], as matrices T and U [3, 3, n_atoms, c].
-    """
-
-    def __init__(self, network: EGNN) -> None:
-        self.c = network.n_channels
+    def __init__(self, network: EGNN, products: Products) -> None:
+        self.c, self.products = network.n_channels, products
         # One matrix for each of the nine tensors: degree 0, three times 1, five times 2.
         self.mixing = network.mixing.index_select(0, _degrees(network.mixing.device))
-        self.to_tensors = network.degree_two.to(network.mixing.dtype)
         self.centre, self.update = network.centre.weight, _Perceptron(network.update1)
 
-    def forward(self, density: Tensor, columns: Tensor) -> Tensor:
-        scalars, vw, self.tu = torch.bmm(density, self.mixing).split_with_sizes([1, 3, 5])
-        v, w = vw.chunk(2, -1)
-        t, u = self.tu.chunk(2, -1)
-        self.wv = torch.cat([w, v], -1)
-        self.matrices = (self.to_tensors @ self.tu.flatten(1)).view(3, 3, *vw.shape[1:])  # [T, U]
-        tw, uv = (self.matrices * self.wv).sum(1).chunk(2, -1)
-        self.left, self.right = torch.cat([v, v, w, tw], -1), torch.cat([w, tw, tw, uv], -1)
-        self.v, self.v_and_tw = v, v + tw
+    def forward(self, density: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        scalars, vw, tu = torch.bmm(density, self.mixing).split_with_sizes([1, 3, 5])
+        invariants, vectors = self.products.first(vw, tu).split_with_sizes([5 * self.c, 3 * self.c], 1)
         h = self.centre.index_select(0, columns)
-        invariants = [(self.left * self.right).sum(0), (t * u).sum(0)]
-        return h.add_(self.update(torch.cat([h, scalars.squeeze(0), *invariants], 1)))
+        return h.add_(self.update(torch.cat([h, scalars.squeeze(0), invariants], 1))), vectors
 
-    def adjoint(self, h_bar: Tensor, v_bar: Tensor, v_and_tw_bar: Tensor, t_bar: Tensor) -> Tensor:
-        """Gradient of the densities from those of h, of v and T as the second layer has them."""
+    def adjoint(self, h_bar: Tensor, vectors_bar: Tensor) -> Tensor:
+        """Gradient of the densities."""
         c = self.c
-        _, scalars_bar, products_bar, tu_bar = self.update.adjoint(h_bar).split_with_sizes(
-            [h_bar.shape[1], 2 * c, 4 * c, c], 1
+        _, scalars_bar, invariants_bar = self.update.adjoint(h_bar).split_with_sizes(
+            [h_bar.shape[1], 2 * c, 5 * c], 1
         )
-        # k = Σ left ∘ right: what left gets is k̄ right, and right k̄ left; parts that stand twice add up.
-        v1, v2, w1, tw1 = (products_bar * self.right).chunk(4, -1)
-        w2, tw2, tw3, uv_bar = (products_bar * self.left).chunk(4, -1)
-        tw_bar = v_and_tw_bar + tw1 + tw2 + tw3
-        # (Tw, Uv) = [T, U] [w, v], matrices symmetric: w̄ = T t̄w, v̄ = U ūv, T̄ = t̄w wᵀ, Ū = ūv vᵀ
-        bars = torch.cat([tw_bar, uv_bar], -1)
-        w_bar, v3 = (self.matrices * bars).sum(1).chunk(2, -1)
-        matrices_bar = bars[:, None] * self.wv
-        matrices_bar[..., :c] += t_bar
-        vw_bar = torch.cat([v_bar + v_and_tw_bar + v1 + v2 + v3, w_bar + w1 + w2], -1)
-        # k = Σ t ∘ u gives t̄ = k̄ u, ū = k̄ t; then T = Q t gives t̄ = Qᵀ T̄
-        t, u = self.tu.chunk(2, -1)
-        tu_bar = torch.cat([u, t], -1).mul_(torch.cat([tu_bar, tu_bar], -1))
-        tu_bar.flatten(1).addmm_(self.to_tensors.T, matrices_bar.view(9, -1))
-        return torch.bmm(torch.cat([scalars_bar[None], vw_bar, tu_bar]), self.mixing.mT)
+        bar = self.products.first_adjoint(scalars_bar, torch.cat([invariants_bar, vectors_bar], 1))
+        return torch.bmm(bar, self.mixing.mT)
 
 
 class _SecondLayer:
     """Messages, which bring scalars and vectors z, and what becomes of h with them; and back."""
 
-    def __init__(self, network: EGNN, first: _FirstLayer, pairs: Pairs) -> None:
-        self.c, self.first, self.pairs = network.n_channels, first, pairs
+    def __init__(self, network: EGNN, products: Products, pairs: Pairs) -> None:
+        self.c, self.products, self.pairs = network.n_channels, products, pairs
         self.send, self.send_bias = network.send.weight, network.send.bias
         self.send_vectors, self.receive_vectors = network.send_vectors.weight, network.receive_vectors.weight
         self.update = _Perceptron(network.update2)
 
-    def forward(self, h: Tensor) -> Tensor:
-        c = self.c
-        ab = torch.addmm(self.send_bias, h, self.send.T)
-        received = self.pairs.receive(torch.cat([ab, *(self.first.v_and_tw @ self.send_vectors.T)], 1))
-        invariants, z = received.split_with_sizes([2 * c, 3 * c], 1)
-        self.z = z = torch.stack(z.chunk(3, 1))
-        self.matrices = self.first.matrices[..., :c]
-        z_mixed, tz = z @ self.receive_vectors.T, (self.matrices * z).sum(1)
-        self.left, self.right = torch.cat([z, self.first.v, tz], -1), torch.cat([z_mixed, z, z_mixed], -1)
-        return h + self.update(torch.cat([h, invariants, (self.left * self.right).sum(0)], 1))
+    def _mix(self, vectors: Tensor, matrix: Tensor) -> Tensor:
+        """[n_atoms, 3c], the channels of each component times a matrix."""
+        return (vectors.reshape(-1, self.c) @ matrix).view(-1, 3 * self.c)
 
-    def adjoint(self, h_bar: Tensor) -> tuple[Tensor, ...]:
-        """Gradients of h, v, v + Tw and T for the first layer."""
+    def forward(self, h: Tensor, vectors: Tensor) -> Tensor:
         c = self.c
-        of_h, invariants_bar, products_bar = self.update.adjoint(h_bar).split_with_sizes(
+        scalars = torch.addmm(self.send_bias, h, self.send.T)
+        received = self.pairs.receive(torch.cat([scalars, self._mix(vectors, self.send_vectors.T)], 1))
+        scalars, z = received.split_with_sizes([2 * c, 3 * c], 1)
+        products = self.products.second(torch.cat([z, self._mix(z, self.receive_vectors.T)], 1))
+        return h + self.update(torch.cat([h, scalars, products], 1))
+
+    def adjoint(self, h_bar: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of h and of the vectors."""
+        c = self.c
+        of_h, scalars_bar, products_bar = self.update.adjoint(h_bar).split_with_sizes(
             [h_bar.shape[1], 2 * c, 3 * c], 1
         )
-        z1, v_bar, tz_bar = (products_bar * self.right).chunk(3, -1)
-        mixed1, z2, mixed2 = (products_bar * self.left).chunk(3, -1)
-        # z stands alone twice, in z_mixed = z Rᵀ and in Tz, T symmetric: z̄ = z₁ + z₂ + (mixed)‾ R + T (Tz)‾
-        z_bar = z1 + z2 + (mixed1 + mixed2) @ self.receive_vectors + (self.matrices * tz_bar).sum(1)
-        sent_bar = self.pairs.pull_back(torch.cat([invariants_bar, *z_bar], 1))
-        # sent = [a, b, (v + Tw) Sᵀ] with [a, b] from h
-        ab_bar, vectors_bar = sent_bar.split_with_sizes([2 * c, 3 * c], 1)
-        h_bar = h_bar + ab_bar @ self.send + of_h
-        v_and_tw_bar = torch.stack(vectors_bar.chunk(3, 1)) @ self.send_vectors
-        return h_bar, v_bar, v_and_tw_bar, tz_bar[:, None] * self.z
+        z_bar, y_bar = self.products.second_adjoint(products_bar).chunk(2, 1)
+        z_bar = self._mix(y_bar, self.receive_vectors).add_(z_bar)
+        sent_bar = self.pairs.pull_back(torch.cat([scalars_bar, z_bar], 1))
+        scalars_bar, vectors_bar = sent_bar.split_with_sizes([2 * c, 3 * c], 1)
+        h_bar = torch.addmm(of_h, scalars_bar, self.send).add_(h_bar)
+        return h_bar, self._mix(vectors_bar, self.send_vectors)
 
 
 @lru_cache(maxsize=8)
