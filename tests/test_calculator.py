@@ -119,6 +119,20 @@ def test_is_right_whatever_changes_between_calls() -> None:
     assert other.get_potential_energy() == fresh.get_potential_energy()
 
 
+def test_is_right_after_a_structure_that_was_refused(model: Path) -> None:
+    atoms = molecule("H2O")
+    atoms.calc = Calculator(model)
+    before = atoms.get_potential_energy()
+    atoms.numbers[0] = 79
+    for _ in range(2):
+        with pytest.raises(UserError, match="Au"):
+            atoms.get_forces()
+        atoms.positions[0] += 0.01
+    atoms.numbers[0] = 8
+    atoms.positions[0] -= 0.02
+    assert atoms.get_potential_energy() == pytest.approx(before, abs=1e-5)
+
+
 def test_numbers_matter_to_a_model_that_knows_elements(model: Path) -> None:
     atoms = molecule("H2O")
     atoms.calc = Calculator(model)

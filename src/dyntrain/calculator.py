@@ -63,6 +63,7 @@ class Calculator(AseCalculator):
         tensors = [*self.potential.parameters(), *self.potential.buffers()]
         self._device = tensors[0].device if tensors else torch.device("cpu")
         self.neighbors = VerletNeighbors(self.potential.cutoff, skin)
+        self._known: tuple[Atoms, State] | None = None
         keep_freed_memory()
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
@@ -75,6 +76,21 @@ class Calculator(AseCalculator):
         seen = {name: getattr(self.atoms, name) for name in ("positions", "numbers", "cell", "pbc")}
         return [name for name, old in seen.items() if not np.array_equal(old, getattr(atoms, name))]
 
+    def _state_of(self, atoms: Atoms | None, system_changes: Sequence[str]) -> State:
+        """That of ``atoms``, which are copied; where only they have moved, all else is as it was."""
+        known, self._known = self._known, None  # nothing is known if this fails
+        if known is not None and atoms is not None and list(system_changes) == ["positions"]:
+            self.atoms, state = known
+            self.atoms.positions[:] = atoms.positions
+            state = state.replace(positions=torch.from_numpy(atoms.positions.copy()).to(self._device))
+        else:
+            super().calculate(atoms)
+            if not self.atoms:
+                raise UserError("the structure has no atoms: energy and forces of nothing are not defined")
+            state = State.from_ase(self.atoms).to(self._device)
+        self._known = self.atoms, state
+        return state
+
     def calculate(
         self,
         atoms: Atoms | None = None,
@@ -82,10 +98,7 @@ class Calculator(AseCalculator):
         system_changes: Sequence[str] = all_changes,
     ) -> None:
         """Called by ASE when something has changed since the last call."""
-        super().calculate(atoms, properties, system_changes)
-        if not self.atoms:
-            raise UserError("the structure has no atoms: energy and forces of nothing are not defined")
-        state = State.from_ase(self.atoms).to(self._device)
+        state = self._state_of(atoms, system_changes)
         with torch.no_grad():
             neighbors = self.neighbors(state)
             energy, forces = self.potential(state, neighbors)

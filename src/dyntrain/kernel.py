@@ -52,7 +52,8 @@ def compiled_part(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function for kernels to call: it becomes a part of each of them."""
     from numba import njit
 
-    return njit(fastmath=_ANY_ORDER, error_model="numpy", _nrt=False)(function)
+    options: dict[str, Any] = {"fastmath": _ANY_ORDER, "error_model": "numpy", "_nrt": False}
+    return njit(**options)(function)
 
 
 def compiled_with_arrays(kernel: Callable[..., Any]) -> Callable[..., Any]:

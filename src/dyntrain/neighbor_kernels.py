@@ -1,7 +1,8 @@
-"""Pairs of atoms by compiled loops: every pair of small systems looked at, those within a cutoff kept.
+"""Pairs of atoms by compiled loops: found, kept while they are near, and what each is for without a gradient.
 
-The first finds what vesin finds, for a batch at once and sooner than its pairs could be looked up; the second
-keeps what ``neighbors`` keeps by PyTorch's operations. Arrays are C-contiguous, float64, int64 and bool.
+``find_pairs`` finds what vesin finds, for a batch at once and sooner than its pairs could be looked up;
+``keep_near`` keeps what ``neighbors`` keeps by PyTorch's operations. Arrays are C-contiguous, float64, int64
+and bool.
 """
 
 from __future__ import annotations
@@ -114,6 +115,38 @@ def find_pairs(positions, sizes, cells, pbc, cutoff, hair, most_cells):  # type:
                     n_close += squares[j] >= inner
         start += n
     return first[:n_pairs], second[:n_pairs], shifts[:n_pairs], n_close
+
+
+@compiled
+def fill_vectors(positions, system_idx, cells, is_periodic, i, j, shifts, vectors):  # type: ignore[no-untyped-def]
+    """``neighbors.pair_vectors``; the last may be of single precision."""
+    for p in range(i.shape[0]):
+        here, there, cell, shift = positions[i[p]], positions[j[p]], cells[system_idx[i[p]]], shifts[p]
+        for k in range(3):
+            r = there[k] - here[k]
+            if is_periodic:
+                r += shift[0] * cell[0, k] + shift[1] * cell[1, k] + shift[2] * cell[2, k]
+            vectors[p, k] = r
+
+
+@compiled
+def add_forces(i, j, slopes, forces):  # type: ignore[no-untyped-def]
+    """What pulls i forth pulls j back: adds dE/dr_ij [n_pairs, 3] to forces [n_atoms, 3]."""
+    for p in range(i.shape[0]):
+        here, there, slope = forces[i[p]], forces[j[p]], slopes[p]
+        for k in range(3):
+            here[k] += slope[k]
+            there[k] -= slope[k]
+
+
+@compiled
+def has_moved(old, new, limit):  # type: ignore[no-untyped-def]
+    """Whether an atom is further away than ``limit``, or nobody knows where (NaN)."""
+    for a in range(old.shape[0]):
+        x, y, z = new[a, 0] - old[a, 0], new[a, 1] - old[a, 1], new[a, 2] - old[a, 2]
+        if not x * x + y * y + z * z <= limit * limit:
+            return True
+    return False
 
 
 @compiled_as_written

@@ -70,6 +70,19 @@ def pair_vectors(state: State, neighbors: NeighborList) -> Tensor:
     return vectors
 
 
+def detached_pair_vectors(state: State, neighbors: NeighborList, dtype: torch.dtype) -> Tensor:
+    """``pair_vectors`` without gradient, rounded to a precision."""
+    if not kernel.is_of_use(state.positions):
+        return pair_vectors(state.detach(), neighbors).to(dtype)
+    from dyntrain.neighbor_kernels import fill_vectors
+
+    vectors = torch.empty(neighbors.n_pairs, 3, dtype=dtype)
+    system = kernel.reads(state.positions, state.system_idx, state.cell)
+    pairs = kernel.reads(neighbors.i, neighbors.j, neighbors.shifts)
+    fill_vectors(*system, bool(state.pbc.any()), *pairs, *kernel.writes(vectors))
+    return vectors
+
+
 class Neighbors(Protocol):
     """Anything that answers a state with its neighbour list."""
 
@@ -234,6 +247,10 @@ class VerletNeighbors:
         )
         if not (same_box and same_numbering and torch.equal(built.pbc, state.pbc)):
             return False
+        if kernel.is_of_use(state.positions):
+            from dyntrain.neighbor_kernels import has_moved
+
+            return not has_moved(*kernel.reads(built.positions, state.positions), 0.5 * self.skin)
         moved = ((state.positions - built.positions) ** 2).sum(-1)
         # Written so that NaN counts as moved: the rebuild then refuses it.
         return bool((moved <= (0.5 * self.skin) ** 2).all())

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dyntrain import kernel
 from dyntrain.errors import UserError
 from dyntrain.neighbors import NeighborList, pair_vectors
 from dyntrain.state import State
@@ -143,6 +144,11 @@ class Conservative(Potential):
 def _pair_forces(slopes: Tensor, state: State, neighbors: NeighborList) -> Tensor:
     """r_ij = x_j − x_i + …: what pulls i forth pulls j back."""
     forces = torch.zeros_like(state.positions)
+    if kernel.is_of_use(forces):
+        from dyntrain.neighbor_kernels import add_forces
+
+        add_forces(*kernel.reads(neighbors.i, neighbors.j, slopes), *kernel.writes(forces))
+        return forces
     return forces.index_add_(0, neighbors.i, slopes).index_add_(0, neighbors.j, slopes, alpha=-1)
 
 

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 def energies_and_slopes(network: EGNN, state: State, neighbors: NeighborList) -> PairSlopes:
     """What ``EGNN.forward`` and its derivative with respect to the pair vectors give, to rounding."""
+    # Made outside, so that the caller gets tensors like any other.
+    slopes = state.positions.new_empty(neighbors.n_pairs, 3)
+    energy = state.positions.new_zeros(state.n_systems)
     with torch.inference_mode():
         columns = network.species(state.atomic_numbers)
         pairs = pairs_of(network, columns, state, neighbors)
@@ -38,11 +41,10 @@ def energies_and_slopes(network: EGNN, state: State, neighbors: NeighborList) ->
         per_atom = read_out(h)
         h_bar = read_out.adjoint(torch.ones_like(per_atom))
         pairs.pull_back_densities(first.adjoint(*second.adjoint(h_bar)))
-        slopes = pairs.slopes().double() * network.force_scale
+        pairs.fill_slopes(float(network.force_scale), slopes)
         per_atom = per_atom.squeeze(1).double() * network.force_scale + network.energy_shifts[columns]
-    # Made outside, so that the caller gets tensors like any other.
-    energy = torch.zeros(state.n_systems, dtype=torch.float64, device=state.device)
-    return PairSlopes(energy.index_add(0, state.system_idx, per_atom), slopes.clone())
+        energy.index_add_(0, state.system_idx, per_atom)
+    return PairSlopes(energy, slopes)
 
 
 # --- atoms --------------------------------------------------------------------------------------------

@@ -45,15 +45,15 @@ def geometry(vectors, cutoff, factor, inverse, unit, basis, basis_slopes):  # ty
 
 
 @compiled
-def slopes(unit, inverse, basis_slopes, unit_bar, basis_bar, out):  # type: ignore[no-untyped-def]
-    """r̄ = d̄ û + (ū − û (û · ū)) / d."""
+def slopes(unit, inverse, basis_slopes, unit_bar, basis_bar, scale, out):  # type: ignore[no-untyped-def]
+    """r̄ = d̄ û + (ū − û (û · ū)) / d, times ``scale``."""
     for p in range(unit.shape[0]):
         u, g, rest = unit[p], unit_bar[p], inverse[p]
         along = (u[0] * g[0] + u[1] * g[1] + u[2] * g[2]) * rest
         for r in range(basis_slopes.shape[1]):
             along -= basis_bar[p, r] * basis_slopes[p, r]
         for k in range(3):
-            out[p, k] = g[k] * rest - along * u[k]
+            out[p, k] = (g[k] * rest - along * u[k]) * scale
 
 
 @compiled
@@ -126,7 +126,7 @@ class _UnitAndBasisBackward(torch.autograd.Function):
         ctx.settings = settings
         ctx.save_for_backward(unit_bar, basis_bar, vectors)
         out = torch.empty_like(vectors)
-        slopes(*reads(unit, inverse, basis_slopes, unit_bar, basis_bar), *writes(out))
+        slopes(*reads(unit, inverse, basis_slopes, unit_bar, basis_bar), 1.0, *writes(out))
         return out
 
     @staticmethod
@@ -186,8 +186,6 @@ class CompiledPairs(Pairs):
         sums = writes(self.basis_rows_bar, self.unit_bar, self.unit.new_empty(2, 9))
         pull_back_densities(*of_pairs, *self.ends, *reads(self.columns, bar), *sums)
 
-    def slopes(self) -> Tensor:
-        out = torch.empty_like(self.unit)
+    def fill_slopes(self, scale: float, out: Tensor) -> None:
         of_pairs = self.unit, self.inverse, self.basis_slopes, self.unit_bar, self.basis_rows_bar
-        slopes(*reads(*of_pairs), *writes(out))
-        return out
+        slopes(*reads(*of_pairs), scale, *writes(out))

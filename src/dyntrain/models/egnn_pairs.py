@@ -12,7 +12,7 @@ from torch import Tensor
 from dyntrain import kernel
 from dyntrain.models.messages import Bonds, pull_back, receive
 from dyntrain.models.pair_basis import REVERSAL, degree_two
-from dyntrain.neighbors import NeighborList, pair_vectors
+from dyntrain.neighbors import NeighborList, detached_pair_vectors
 from dyntrain.state import State
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Pairs:
     def __init__(self, network: EGNN, columns: Tensor, state: State, neighbors: NeighborList) -> None:
         self.i, self.j, self.columns = neighbors.i, neighbors.j, columns
         self.n_species, self.filters = len(network.species), network.filters.weight.T
-        self._geometry(network, pair_vectors(state, neighbors).to(network.mixing.dtype))
+        self._geometry(network, detached_pair_vectors(state, neighbors, network.mixing.dtype))
 
     def _geometry(self, network: EGNN, vectors: Tensor) -> None:
         distances = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
@@ -131,12 +131,12 @@ class Pairs:
         self.unit_bar = self.unit_bar + twice.mul_(2.0).add_(monomials_bar[1:4]).T
         self.basis_bar = basis_bar.add_(self.basis_rows_bar.T)
 
-    def slopes(self) -> Tensor:
-        """r̄ [n_pairs, 3], after both adjoints."""
+    def fill_slopes(self, scale: float, out: Tensor) -> None:
+        """Write r̄ times ``scale`` to [n_pairs, 3], after both adjoints."""
         # d = |r|, û = r/d:  r̄ = d̄ û + (ū − û (û · ū)) / d
         turn = self.unit_bar.mul_(self.inverse)
         along = self.basis_bar.mul_(self.basis_slopes).sum(0).sub_((turn * self.unit).sum(1))
-        return turn.addcmul_(self.unit, along[:, None])
+        out.copy_(turn.addcmul_(self.unit, along[:, None])).mul_(scale)
 
     def _blocks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """(part of the pairs, where in the densities j is felt by i, and i by j)."""

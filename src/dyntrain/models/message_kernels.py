@@ -73,9 +73,9 @@ def _pull_back(n):  # type: ignore[no-untyped-def]
 
 @compiled_for_sizes
 def _pull_back_slope(n):  # type: ignore[no-untyped-def]
-    def pull_back_slope(
+    def pull_back_slope(  # type: ignore[no-untyped-def]
         i, j, x_dot, f_dot, unit_dot, o, x, f, unit, o_grad, x_grad, f_bar, f_grad, unit_grad
-    ):  # type: ignore[no-untyped-def]
+    ):
         """Gradients of x̄ · ẋ + f̄ · ḟ + ū · u̇ with the first derivatives as in ``_pull_back``."""
         number = unit.dtype.type
         for p in range(i.shape[0]):

@@ -20,7 +20,7 @@ from dyntrain.models.paper_sweeps import ReadOutSweeps
 from dyntrain.models.paper_tables import Tables
 from dyntrain.models.paper_weights import LayerWeights, ReadOutWeights
 from dyntrain.models.splines import SplineBasis
-from dyntrain.neighbors import NeighborList, pair_vectors
+from dyntrain.neighbors import NeighborList, detached_pair_vectors
 from dyntrain.potential import PairSlopes
 from dyntrain.state import State
 
@@ -179,7 +179,7 @@ class FrozenNetwork:
             columns: [n_atoms], number of each atom's element.
         """
         with torch.inference_mode():
-            vectors = pair_vectors(state, neighbors)
+            vectors = detached_pair_vectors(state, neighbors, state.positions.dtype)
             distances = vectors.norm(dim=-1)
             pairs, order = Pairs.of(state, neighbors, columns)
             energy, slopes = self._of_pairs(columns, pairs, distances.index_select(0, order))
