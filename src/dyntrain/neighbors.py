@@ -83,6 +83,17 @@ def detached_pair_vectors(state: State, neighbors: NeighborList, dtype: torch.dt
     return vectors
 
 
+def pair_forces(state: State, neighbors: NeighborList, slopes: Tensor) -> Tensor:
+    """−∂E/∂x from dE/dr_ij [n_pairs, 3] eV/Å: what pulls i forth pulls j back. [n_atoms, 3], no gradient."""
+    forces = torch.zeros_like(state.positions)
+    if kernel.is_of_use(forces):
+        from dyntrain.neighbor_kernels import add_forces
+
+        add_forces(*kernel.reads(neighbors.i, neighbors.j, slopes), *kernel.writes(forces))
+        return forces
+    return forces.index_add_(0, neighbors.i, slopes).index_add_(0, neighbors.j, slopes, alpha=-1)
+
+
 class Neighbors(Protocol):
     """Anything that answers a state with its neighbour list."""
 

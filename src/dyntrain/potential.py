@@ -8,9 +8,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dyntrain import kernel
 from dyntrain.errors import UserError
-from dyntrain.neighbors import NeighborList, pair_vectors
+from dyntrain.neighbors import NeighborList, pair_forces, pair_vectors
 from dyntrain.state import State
 
 
@@ -107,7 +106,7 @@ class Conservative(Potential):
         keep_graph = torch.is_grad_enabled()
         found = None if keep_graph else self.energy_model.pair_slopes(state, neighbors)
         if found is not None:
-            return Prediction(found.energy, _pair_forces(found.slopes, state, neighbors))
+            return Prediction(found.energy, pair_forces(state, neighbors, found.slopes))
         positions = state.positions
         with torch.enable_grad():
             if not (keep_graph and positions.requires_grad):
@@ -139,17 +138,6 @@ class Conservative(Potential):
                 raise UserError(_DETACHED.format(name=type(self.energy_model).__name__))
             (gradient,) = torch.autograd.grad(energy.sum(), strain, create_graph=keep_graph)
         return gradient[:, _VOIGT[0], _VOIGT[1]] / volumes[:, None]
-
-
-def _pair_forces(slopes: Tensor, state: State, neighbors: NeighborList) -> Tensor:
-    """r_ij = x_j − x_i + …: what pulls i forth pulls j back."""
-    forces = torch.zeros_like(state.positions)
-    if kernel.is_of_use(forces):
-        from dyntrain.neighbor_kernels import add_forces
-
-        add_forces(*kernel.reads(neighbors.i, neighbors.j, slopes), *kernel.writes(forces))
-        return forces
-    return forces.index_add_(0, neighbors.i, slopes).index_add_(0, neighbors.j, slopes, alpha=-1)
 
 
 def _pair_virials(slopes: Tensor, state: State, neighbors: NeighborList) -> Tensor:
