@@ -28,7 +28,9 @@ from dyntrain.neighbors import (
     NeighborList,
     VerletNeighbors,
     _KnownPairs,
+    detached_pair_vectors,
     neighbor_list,
+    pair_forces,
     pair_vectors,
 )
 from dyntrain.state import State, concatenate
@@ -297,6 +299,27 @@ def test_pair_vectors_pass_a_gradient_on() -> None:
     )
 
 
+@pytest.mark.parametrize("numba", [True, False])
+@systems
+def test_forces_and_vectors_without_a_gradient_are_those_with_one(
+    atoms: Atoms, numba: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if numba:
+        pytest.importorskip("numba")
+    else:
+        without_numba(monkeypatch)
+    state = concatenate([State.from_ase(atoms), State.from_ase(SYSTEMS["skewed"])])
+    neighbors = neighbor_list(state, 4.5)
+    positions = state.positions.clone().requires_grad_()
+    vectors = pair_vectors(state.replace(positions=positions), neighbors)
+    slopes = torch.randn_like(vectors)
+    (gradient,) = torch.autograd.grad((vectors * slopes).sum(), positions)
+    torch.testing.assert_close(pair_forces(state, neighbors, slopes), -gradient)
+    for dtype in (torch.float64, torch.float32):
+        found = detached_pair_vectors(state, neighbors, dtype)
+        torch.testing.assert_close(found, vectors.detach().to(dtype))
+
+
 # --- moving -------------------------------------------------------------------------------------------
 
 
@@ -348,7 +371,14 @@ def test_rounding_loses_no_pair_that_closes_in_by_the_whole_skin() -> None:
         assert neighbors.n_rebuilds == 1
 
 
-def test_it_is_rebuilt_when_an_atom_has_moved_half_the_skin() -> None:
+@pytest.mark.parametrize("numba", [True, False])
+def test_it_is_rebuilt_when_an_atom_has_moved_half_the_skin(
+    numba: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if numba:
+        pytest.importorskip("numba")
+    else:
+        without_numba(monkeypatch)
     state = argon_cluster(8)
     neighbors = VerletNeighbors(6.0, skin=1.0)
     one_step = torch.zeros_like(state.positions)
