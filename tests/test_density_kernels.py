@@ -37,7 +37,7 @@ def test_values_and_first_and_second_derivatives(
     inputs: list[Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = [torch.randn_like(tensor) for tensor in inputs]
-    out_weight = torch.randn(9, len(COLUMNS), 3 * N_RADIAL, dtype=torch.float64, requires_grad=True)
+    out_weight = torch.randn(len(COLUMNS), 9, 3 * N_RADIAL, dtype=torch.float64, requires_grad=True)
     found = []
     for out in (densities(*inputs, *ENDS, COLUMNS, 3), plain(*inputs, monkeypatch)):
         first = torch.autograd.grad((out * out_weight).sum(), inputs, create_graph=True)
@@ -59,4 +59,4 @@ def test_a_third_derivative_is_refused(inputs: list[Tensor]) -> None:
 def test_no_pairs_no_densities() -> None:
     none = torch.zeros(0, dtype=torch.int64)
     found = densities(torch.zeros(0, 3), torch.zeros(0, N_RADIAL), none, none, COLUMNS, 3)
-    assert torch.equal(found, torch.zeros(9, len(COLUMNS), 3 * N_RADIAL))
+    assert torch.equal(found, torch.zeros(len(COLUMNS), 9, 3 * N_RADIAL))

@@ -47,13 +47,13 @@ def _add_to_unit(u, y_bar, linear, u_bar):  # type: ignore[no-untyped-def]
 
 @compiled
 def add_densities(unit, basis, i, j, columns, out, y):  # type: ignore[no-untyped-def]
-    """Adds to ``out`` [9, n_atoms, n_species n_radial]; ``y``: room for 9 numbers."""
+    """Adds to ``out`` [n_atoms, 9, n_species n_radial]; ``y``: room for 9 numbers."""
     n_radial = basis.shape[1]
     for p in range(i.shape[0]):
         _fill_tensors(unit[p], y)
         b, at_i, at_j = basis[p], columns[j[p]] * n_radial, columns[i[p]] * n_radial
         for k in range(9):
-            of_i, of_j = out[k, i[p], at_i : at_i + n_radial], out[k, j[p], at_j : at_j + n_radial]
+            of_i, of_j = out[i[p], k, at_i : at_i + n_radial], out[j[p], k, at_j : at_j + n_radial]
             forth = y[k]
             back = -forth if 1 <= k <= 3 else forth
             for r in range(n_radial):
@@ -71,7 +71,7 @@ def pull_back_densities(unit, basis, i, j, columns, bar, basis_bar, unit_bar, ro
         _fill_tensors(u, y)
         b, b_bar, at_i, at_j = basis[p], basis_bar[p], columns[j[p]] * n_radial, columns[i[p]] * n_radial
         for k in range(9):
-            of_i, of_j = bar[k, i[p], at_i : at_i + n_radial], bar[k, j[p], at_j : at_j + n_radial]
+            of_i, of_j = bar[i[p], k, at_i : at_i + n_radial], bar[j[p], k, at_j : at_j + n_radial]
             sign = number(-1.0) if 1 <= k <= 3 else number(1.0)
             of_k, total = y[k], number(0.0)
             for r in range(n_radial):
@@ -107,8 +107,8 @@ def _pull_back_slope(  # type: ignore[no-untyped-def]
         at_i, at_j = columns[j[p]] * n_radial, columns[i[p]] * n_radial
         b_grad[:] = 0.0
         for k in range(9):
-            of_i, of_j = bar[k, i[p], at_i : at_i + n_radial], bar[k, j[p], at_j : at_j + n_radial]
-            to_i, to_j = bar_grad[k, i[p], at_i : at_i + n_radial], bar_grad[k, j[p], at_j : at_j + n_radial]
+            of_i, of_j = bar[i[p], k, at_i : at_i + n_radial], bar[j[p], k, at_j : at_j + n_radial]
+            to_i, to_j = bar_grad[i[p], k, at_i : at_i + n_radial], bar_grad[j[p], k, at_j : at_j + n_radial]
             sign = number(-1.0) if 1 <= k <= 3 else number(1.0)
             y_k, y_k_dot, total, total_dot = y[k], y_dot[k], number(0.0), number(0.0)
             for r in range(n_radial):
@@ -139,7 +139,7 @@ class _Densities(torch.autograd.Function):
     def forward(ctx: Any, ends: _Ends, n_species: int, unit: Tensor, basis: Tensor) -> Tensor:
         ctx.ends = ends
         ctx.save_for_backward(unit, basis)
-        out = unit.new_zeros(9, ends.columns.shape[0], n_species * basis.shape[1])
+        out = unit.new_zeros(ends.columns.shape[0], 9, n_species * basis.shape[1])
         add_densities(*reads(unit, basis, *ends), *writes(out, unit.new_empty(9)))
         return out
 
@@ -172,7 +172,7 @@ class _DensitiesBackward(torch.autograd.Function):
 
 
 def densities(unit: Tensor, basis: Tensor, i: Tensor, j: Tensor, columns: Tensor, n_species: int) -> Tensor:
-    """Σ over neighbours of spherical tensor × radial function, a slot an element: [9, n_atoms, slots].
+    """Σ over neighbours of spherical tensor × radial function, a slot an element: [n_atoms, 9, slots].
 
     Args:
         unit: directions from i to j, [n_pairs, 3].

@@ -37,14 +37,9 @@ Products = tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor, Tensor, T
 """The products of the first layer and of the second, as in ``first_products`` and ``second_products``."""
 
 
-def _matrix_times_vector(matrix: Tensor, vector: Tensor) -> Tensor:
-    """[3, 3, n_atoms, c] times [3, n_atoms, c], channel by channel: [3, n_atoms, c]."""
-    return (matrix * vector).sum(1)
-
-
-def _across(vectors: Tensor) -> Tensor:
-    """[3, n_atoms, c] → [n_atoms, 3c]."""
-    return vectors.transpose(0, 1).flatten(1)
+def _times(matrices: Tensor, vectors: Tensor) -> Tensor:
+    """[n_atoms, 3, 3, c] times [n_atoms, 3, c], channel by channel: [n_atoms, 3, c]."""
+    return (matrices * vectors[:, None]).sum(2)
 
 
 def first_products(to_tensors: Tensor, vw: Tensor, tu: Tensor) -> Tensor:
@@ -52,14 +47,14 @@ def first_products(to_tensors: Tensor, vw: Tensor, tu: Tensor) -> Tensor:
 
     Args:
         to_tensors: ``degree_two``, which makes matrices T, U of tensors t, u.
-        vw: vectors v and w, [3, n_atoms, 2c].
-        tu: tensors t and u, [5, n_atoms, 2c].
+        vw: vectors v and w, [n_atoms, 3, 2c].
+        tu: tensors t and u, [n_atoms, 5, 2c].
     """
     (v, w), (t, u) = vw.chunk(2, -1), tu.chunk(2, -1)
-    first, second = (to_tensors @ tu.flatten(1)).view(3, 3, *tu.shape[1:]).chunk(2, -1)
-    tw, uv = _matrix_times_vector(first, w), _matrix_times_vector(second, v)
+    first, second = (to_tensors @ tu).unflatten(1, (3, 3)).chunk(2, -1)
+    tw, uv = _times(first, w), _times(second, v)
     left, right = torch.cat([v, v, w, tw], dim=-1), torch.cat([w, tw, tw, uv], dim=-1)
-    return torch.cat([(left * right).sum(0), (t * u).sum(0), _across(v + tw)], dim=-1)
+    return torch.cat([(left * right).sum(1), (t * u).sum(1), (v + tw).flatten(1)], dim=-1)
 
 
 def second_products(to_tensors: Tensor, zy: Tensor, vw: Tensor, tu: Tensor) -> Tensor:
@@ -70,11 +65,11 @@ def second_products(to_tensors: Tensor, zy: Tensor, vw: Tensor, tu: Tensor) -> T
         to_tensors, vw, tu: as above.
     """
     c = vw.shape[-1] // 2
-    z, y = zy.view(-1, 2, 3, c).permute(1, 2, 0, 3)
+    z, y = zy.view(-1, 2, 3, c).unbind(1)
     v, t = vw[..., :c], tu[..., :c]
-    tz = _matrix_times_vector((to_tensors @ t.flatten(1)).view(3, 3, *t.shape[1:]), z)
+    tz = _times((to_tensors @ t).unflatten(1, (3, 3)), z)
     left, right = torch.cat([z, v, tz], dim=-1), torch.cat([y, z, y], dim=-1)
-    return (left * right).sum(0)
+    return (left * right).sum(1)
 
 
 class EGNN(FamilyModel):
@@ -157,12 +152,12 @@ class EGNN(FamilyModel):
         to_tensors = self.degree_two.to(dtype)
         density = self._densities(columns, i, j, basis, unit, to_tensors)
         # Pieces by split, not by slicing: its gradient is one concatenation.
-        d0, d1, d2 = density.split([1, 3, 5])
-        scalars, vw, tu = ((d @ mixing) for d, mixing in zip((d0, d1, d2), self.mixing, strict=True))
+        parts = zip(density.split([1, 3, 5], dim=1), self.mixing, strict=True)
+        scalars, vw, tu = (part @ mixing for part, mixing in parts)
         first, second = self._products(to_tensors)
         products, sum_ = first(vw, tu).split([5 * c, 3 * c], dim=-1)
         h = self.centre(columns)
-        h = h + self.update1(torch.cat([h, scalars.squeeze(0), products], dim=-1))
+        h = h + self.update1(torch.cat([h, scalars.squeeze(1), products], dim=-1))
         sent = self.send_vectors(sum_.reshape(-1, c)).view(-1, 3 * c)
         sent = torch.cat([self.send(h), sent], dim=-1)
         received = messages(Bonds(i, j), sent, basis, unit, self.filters.weight.T)
@@ -201,7 +196,7 @@ class EGNN(FamilyModel):
     def _densities(
         self, columns: Tensor, i: Tensor, j: Tensor, basis: Tensor, unit: Tensor, to_tensors: Tensor
     ) -> Tensor:
-        """Σ over neighbours of radial basis × spherical tensor, a slot per element: [9, n_atoms, slots]."""
+        """Σ over neighbours of radial basis × spherical tensor, a slot per element: [n_atoms, 9, slots]."""
         n_species, n_atoms, n_radial = len(self.species), columns.shape[0], basis.shape[1]
         if kernel.is_of_use(basis):
             from dyntrain.models.density_kernels import densities
@@ -221,5 +216,5 @@ class EGNN(FamilyModel):
             density = density.index_add_(0, i_slots, forth)
             back = back.index_add_(0, j_slots, forth)
         density = density.addcmul(back, reversal)
-        density = density.view(n_atoms, n_species, 9, n_radial).permute(2, 0, 1, 3)
-        return density.reshape(9, n_atoms, n_species * n_radial)
+        density = density.view(n_atoms, n_species, 9, n_radial).transpose(1, 2)
+        return density.reshape(n_atoms, 9, n_species * n_radial)

@@ -9,7 +9,6 @@ What is done for each pair is in ``egnn_pairs``.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -68,16 +67,14 @@ class _FirstLayer:
     """Densities → features h and vectors v + Tw, [n_atoms, 3c], and back."""
 
     def __init__(self, network: EGNN, products: Products) -> None:
-        self.c, self.products = network.n_channels, products
-        # One matrix for each of the nine tensors: degree 0, three times 1, five times 2.
-        self.mixing = network.mixing.index_select(0, _degrees(network.mixing.device))
+        self.c, self.products, self.mixing = network.n_channels, products, network.mixing
         self.centre, self.update = network.centre.weight, _Perceptron(network.update1)
 
     def forward(self, density: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        scalars, vw, tu = torch.bmm(density, self.mixing).split_with_sizes([1, 3, 5])
+        scalars, vw, tu = _by_degree(density, self.mixing)
         invariants, vectors = self.products.first(vw, tu).split_with_sizes([5 * self.c, 3 * self.c], 1)
         h = self.centre.index_select(0, columns)
-        return h.add_(self.update(torch.cat([h, scalars.squeeze(0), invariants], 1))), vectors
+        return h.add_(self.update(torch.cat([h, scalars.squeeze(1), invariants], 1))), vectors
 
     def adjoint(self, h_bar: Tensor, vectors_bar: Tensor) -> Tensor:
         """Gradient of the densities."""
@@ -85,8 +82,14 @@ class _FirstLayer:
         _, scalars_bar, invariants_bar = self.update.adjoint(h_bar).split_with_sizes(
             [h_bar.shape[1], 2 * c, 5 * c], 1
         )
-        bar = self.products.first_adjoint(scalars_bar, torch.cat([invariants_bar, vectors_bar], 1))
-        return torch.bmm(bar, self.mixing.mT)
+        bars = self.products.first_adjoint(torch.cat([invariants_bar, vectors_bar], 1))
+        return torch.cat(_by_degree(torch.cat([scalars_bar[:, None], *bars], 1), self.mixing.mT), 1)
+
+
+def _by_degree(rows: Tensor, matrices: Tensor) -> list[Tensor]:
+    """Rows [n_atoms, 9, m] of degrees 0 (one), 1 (three) and 2 (five) times these degrees' [3, m, n]."""
+    parts = zip(rows.split_with_sizes([1, 3, 5], 1), matrices, strict=True)
+    return [(part.reshape(-1, part.shape[2]) @ matrix).view(*part.shape[:2], -1) for part, matrix in parts]
 
 
 class _SecondLayer:
@@ -122,8 +125,3 @@ class _SecondLayer:
         scalars_bar, vectors_bar = sent_bar.split_with_sizes([2 * c, 3 * c], 1)
         h_bar = torch.addmm(of_h, scalars_bar, self.send).add_(h_bar)
         return h_bar, self._mix(vectors_bar, self.send_vectors)
-
-
-@lru_cache(maxsize=8)
-def _degrees(device: torch.device) -> Tensor:
-    return torch.tensor([0, 1, 1, 1, 2, 2, 2, 2, 2], device=device)

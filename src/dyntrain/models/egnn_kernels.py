@@ -176,7 +176,7 @@ class CompiledPairs(Pairs):
 
     def densities(self) -> Tensor:
         slots = self.n_species * self.basis.shape[1]
-        out, room = self.unit.new_zeros(9, self.columns.shape[0], slots), self.unit.new_empty(9)
+        out, room = self.unit.new_zeros(self.columns.shape[0], 9, slots), self.unit.new_empty(9)
         add_densities(*reads(self.unit, self.basis), *self.ends, *reads(self.columns), *writes(out, room))
         return out
 

@@ -90,7 +90,7 @@ class Pairs:
         self.tables = _tables(self.basis.shape[0], vectors.dtype, vectors.device)
 
     def densities(self) -> Tensor:
-        """Σ over neighbours of spherical tensor × radial function, a slot an element: [9, n_atoms, slots]."""
+        """Σ over neighbours of spherical tensor × radial function, a slot an element: [n_atoms, 9, slots]."""
         tensors, radial, reversal = self.tables
         density = self.unit.new_zeros(self.columns.shape[0] * self.n_species, reversal.shape[0])
         back = torch.zeros_like(density)
@@ -99,8 +99,8 @@ class Pairs:
             density.index_add_(0, to_i, rows)
             back.index_add_(0, to_j, rows)
         density.addcmul_(back, reversal)
-        density = density.view(self.columns.shape[0], self.n_species, 9, -1).permute(2, 0, 1, 3)
-        return density.reshape(9, self.columns.shape[0], -1)
+        density = density.view(self.columns.shape[0], self.n_species, 9, -1).transpose(1, 2)
+        return density.reshape(self.columns.shape[0], 9, -1)
 
     def receive(self, sent: Tensor) -> Tensor:
         """What arrives by ``messages``, [n_atoms, 5c], from what is sent."""
@@ -117,7 +117,7 @@ class Pairs:
     def pull_back_densities(self, bar: Tensor) -> None:
         """Takes in Ā, the gradient of the densities: a pair's is Ā_i + (reversal) Ā_j."""
         tensors, radial, reversal = self.tables
-        bar = bar.view(9, self.columns.shape[0], self.n_species, -1).permute(1, 2, 0, 3)
+        bar = bar.view(self.columns.shape[0], 9, self.n_species, -1).transpose(1, 2)
         bar = bar.reshape(-1, reversal.shape[0])
         back = bar * reversal
         monomials_bar, basis_bar = torch.empty_like(self.monomials), torch.empty_like(self.basis)

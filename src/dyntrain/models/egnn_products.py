@@ -20,7 +20,7 @@ def products_for(to_tensors: Tensor) -> Products:
 class Products:
     """``egnn.first_products`` and ``second_products`` of the same atoms, and their adjoints in reverse order.
 
-    Vectors are [3, n_atoms, c], tensors [5, n_atoms, c], as matrices T and U [3, 3, n_atoms, c].
+    Vectors are [n_atoms, 3, c], tensors [n_atoms, 5, c], as matrices T and U [n_atoms, 3, 3, c].
     """
 
     def __init__(self, to_tensors: Tensor) -> None:
@@ -32,51 +32,49 @@ class Products:
         v, w = vw.chunk(2, -1)
         t, u = tu.chunk(2, -1)
         self.wv = torch.cat([w, v], -1)
-        self.matrices = (self.to_tensors @ tu.flatten(1)).view(3, 3, *vw.shape[1:])  # [T, U]
-        tw, uv = (self.matrices * self.wv).sum(1).chunk(2, -1)
+        self.matrices = (self.to_tensors @ tu).unflatten(1, (3, 3))  # [T, U]
+        tw, uv = self._times(self.matrices, self.wv).chunk(2, -1)
         self.left, self.right = torch.cat([v, v, w, tw], -1), torch.cat([w, tw, tw, uv], -1)
         self.v = v
-        return torch.cat([(self.left * self.right).sum(0), (t * u).sum(0), *(v + tw)], 1)
+        return torch.cat([(self.left * self.right).sum(1), (t * u).sum(1), (v + tw).flatten(1)], 1)
 
     def second(self, zy: Tensor) -> Tensor:
         """z · y, v · z and y · Tz, [n_atoms, 3c], of [n_atoms, 6c]."""
         c = self.v.shape[-1]
-        self.z, y = zy.view(-1, 2, 3, c).permute(1, 2, 0, 3)
-        tz = (self.matrices[..., :c] * self.z).sum(1)
+        self.z, y = zy.view(-1, 2, 3, c).unbind(1)
+        tz = self._times(self.matrices[..., :c], self.z)
         self.left_z, self.right_z = torch.cat([self.z, self.v, tz], -1), torch.cat([y, self.z, y], -1)
-        return (self.left_z * self.right_z).sum(0)
+        return (self.left_z * self.right_z).sum(1)
 
     def second_adjoint(self, bar: Tensor) -> Tensor:
         """Gradient of zy from that of what ``second`` gave; those of v and T are kept."""
         c = self.v.shape[-1]
         # Σ left ∘ right: what left gets is the gradient times right, and the other way; parts that stand
         # twice add up.
-        z1, self.v_bar, tz_bar = (bar * self.right_z).chunk(3, -1)
-        y1, z2, y2 = (bar * self.left_z).chunk(3, -1)
-        self.t_bar = tz_bar[:, None] * self.z
-        z_bar = z1 + z2 + (self.matrices[..., :c] * tz_bar).sum(1)  # T is symmetric
-        return torch.cat([*z_bar, *(y1 + y2)], 1)
+        z1, self.v_bar, tz_bar = (bar[:, None] * self.right_z).chunk(3, -1)
+        y1, z2, y2 = (bar[:, None] * self.left_z).chunk(3, -1)
+        self.t_bar = tz_bar[:, :, None] * self.z[:, None]
+        z_bar = z1 + z2 + self._times(self.matrices[..., :c], tz_bar)  # T is symmetric
+        return torch.cat([z_bar.flatten(1), (y1 + y2).flatten(1)], 1)
 
-    def first_adjoint(self, scalars_bar: Tensor, bar: Tensor) -> Tensor:
-        """Gradient of scalars, vw and tu, [9, n_atoms, 2c], after ``second_adjoint``.
-
-        Args:
-            scalars_bar: of the scalars, [n_atoms, 2c].
-            bar: of what ``first`` gave.
-        """
+    def first_adjoint(self, bar: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of vw and tu from that of what ``first`` gave, after ``second_adjoint``."""
         c = self.v.shape[-1]
         products_bar, tu_bar, sum_bar = bar.split_with_sizes([4 * c, c, 3 * c], 1)
-        sum_bar = torch.stack(sum_bar.chunk(3, 1))
-        v1, v2, w1, tw1 = (products_bar * self.right).chunk(4, -1)
-        w2, tw2, tw3, uv_bar = (products_bar * self.left).chunk(4, -1)
+        sum_bar = sum_bar.reshape(-1, 3, c)
+        v1, v2, w1, tw1 = (products_bar[:, None] * self.right).chunk(4, -1)
+        w2, tw2, tw3, uv_bar = (products_bar[:, None] * self.left).chunk(4, -1)
         # (Tw, Uv) = [T, U] [w, v], matrices symmetric: w̄ = T t̄w, v̄ = U ūv, T̄ = t̄w wᵀ, Ū = ūv vᵀ
         bars = torch.cat([sum_bar + tw1 + tw2 + tw3, uv_bar], -1)
-        w_bar, v3 = (self.matrices * bars).sum(1).chunk(2, -1)
-        matrices_bar = bars[:, None] * self.wv
+        w_bar, v3 = self._times(self.matrices, bars).chunk(2, -1)
+        matrices_bar = bars[:, :, None] * self.wv[:, None]
         matrices_bar[..., :c] += self.t_bar
         vw_bar = torch.cat([self.v_bar + sum_bar + v1 + v2 + v3, w_bar + w1 + w2], -1)
         # k = Σ t ∘ u gives t̄ = k̄ u, ū = k̄ t; then T = Q t gives t̄ = Qᵀ T̄
         t, u = self.tu.chunk(2, -1)
-        tensors_bar = torch.cat([u, t], -1).mul_(torch.cat([tu_bar, tu_bar], -1))
-        tensors_bar.flatten(1).addmm_(self.to_tensors.T, matrices_bar.view(9, -1))
-        return torch.cat([scalars_bar[None], vw_bar, tensors_bar])
+        tensors_bar = torch.cat([u, t], -1).mul_(torch.cat([tu_bar, tu_bar], -1)[:, None])
+        return vw_bar, tensors_bar.add_(self.to_tensors.T @ matrices_bar.flatten(1, 2))
+
+    @staticmethod
+    def _times(matrices: Tensor, vectors: Tensor) -> Tensor:
+        return (matrices * vectors[:, None]).sum(2)
