@@ -33,8 +33,7 @@ PAIRS_AT_A_TIME = 8192
 """Whose densities are summed up at once: more would leave the processor's cache."""
 
 
-Products = tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor, Tensor, Tensor], Tensor]]
-"""The products of the first layer and of the second, as in ``first_products`` and ``second_products``."""
+_FirstAndSecond = tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor, Tensor, Tensor], Tensor]]
 
 
 def _times(matrices: Tensor, vectors: Tensor) -> Tensor:
@@ -186,7 +185,8 @@ class EGNN(FamilyModel):
         norm = torch.rsqrt(self.mean_neighbors).to(vectors.dtype)
         return vectors / distances[:, None], self.radial(distances) * norm
 
-    def _products(self, to_tensors: Tensor) -> Products:
+    def _products(self, to_tensors: Tensor) -> _FirstAndSecond:
+        """``first_products`` of vw, tu and ``second_products`` of zy, vw, tu."""
         if kernel.is_of_use(to_tensors):
             from dyntrain.models import egnn_product_kernels
 
