@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from dyntrain import kernel
-from dyntrain.models import egnn
-from dyntrain.models.egnn_products import products_for
+from dyntrain.models.egnn_products import first_products, products_for, second_products
 from dyntrain.models.pair_basis import degree_two
 
 N_ATOMS = 5
@@ -25,11 +24,15 @@ def inputs(n_channels: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
 
 
 def first(zy: Tensor, vw: Tensor, tu: Tensor) -> Tensor:
-    return egnn.first_products(degree_two().to(vw), vw, tu)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernel, "is_of_use", lambda like: False)
+        return first_products(degree_two().to(vw), vw, tu)
 
 
 def second(zy: Tensor, vw: Tensor, tu: Tensor) -> Tensor:
-    return egnn.second_products(degree_two().to(vw), zy, vw, tu)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernel, "is_of_use", lambda like: False)
+        return second_products(degree_two().to(vw), zy, vw, tu)
 
 
 def compiled(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:

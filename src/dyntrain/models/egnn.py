@@ -12,8 +12,7 @@ their neighbours' surroundings. Scalars, vectors and second-rank tensors keep it
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from dyntrain import kernel
 from dyntrain.models.egnn_inference import energies_and_slopes
+from dyntrain.models.egnn_products import first_products, second_products
 from dyntrain.models.family import FamilyModel
 from dyntrain.models.messages import Bonds, messages
 from dyntrain.models.pair_basis import REVERSAL, RadialBasis, degree_two
@@ -31,44 +31,6 @@ from dyntrain.state import State
 
 PAIRS_AT_A_TIME = 8192
 """Whose densities are summed up at once: more would leave the processor's cache."""
-
-
-_FirstAndSecond = tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor, Tensor, Tensor], Tensor]]
-
-
-def _times(matrices: Tensor, vectors: Tensor) -> Tensor:
-    """[n_atoms, 3, 3, c] times [n_atoms, 3, c], channel by channel: [n_atoms, 3, c]."""
-    return (matrices * vectors[:, None]).sum(2)
-
-
-def first_products(to_tensors: Tensor, vw: Tensor, tu: Tensor) -> Tensor:
-    """v · w, v · Tw, w · Tw, Tw · Uv, t · u and the vector v + Tw, channel by channel: [n_atoms, 8c].
-
-    Args:
-        to_tensors: ``degree_two``, which makes matrices T, U of tensors t, u.
-        vw: vectors v and w, [n_atoms, 3, 2c].
-        tu: tensors t and u, [n_atoms, 5, 2c].
-    """
-    (v, w), (t, u) = vw.chunk(2, -1), tu.chunk(2, -1)
-    first, second = (to_tensors @ tu).unflatten(1, (3, 3)).chunk(2, -1)
-    tw, uv = _times(first, w), _times(second, v)
-    left, right = torch.cat([v, v, w, tw], dim=-1), torch.cat([w, tw, tw, uv], dim=-1)
-    return torch.cat([(left * right).sum(1), (t * u).sum(1), (v + tw).flatten(1)], dim=-1)
-
-
-def second_products(to_tensors: Tensor, zy: Tensor, vw: Tensor, tu: Tensor) -> Tensor:
-    """z · y, v · z and y · Tz, channel by channel: [n_atoms, 3c].
-
-    Args:
-        zy: vectors z and y, [n_atoms, 6c].
-        to_tensors, vw, tu: as above.
-    """
-    c = vw.shape[-1] // 2
-    z, y = zy.view(-1, 2, 3, c).unbind(1)
-    v, t = vw[..., :c], tu[..., :c]
-    tz = _times((to_tensors @ t).unflatten(1, (3, 3)), z)
-    left, right = torch.cat([z, v, tz], dim=-1), torch.cat([y, z, y], dim=-1)
-    return (left * right).sum(1)
 
 
 class EGNN(FamilyModel):
@@ -153,8 +115,7 @@ class EGNN(FamilyModel):
         # Pieces by split, not by slicing: its gradient is one concatenation.
         parts = zip(density.split([1, 3, 5], dim=1), self.mixing, strict=True)
         scalars, vw, tu = (part @ mixing for part, mixing in parts)
-        first, second = self._products(to_tensors)
-        products, sum_ = first(vw, tu).split([5 * c, 3 * c], dim=-1)
+        products, sum_ = first_products(to_tensors, vw, tu).split([5 * c, 3 * c], dim=-1)
         h = self.centre(columns)
         h = h + self.update1(torch.cat([h, scalars.squeeze(1), products], dim=-1))
         sent = self.send_vectors(sum_.reshape(-1, c)).view(-1, 3 * c)
@@ -162,7 +123,7 @@ class EGNN(FamilyModel):
         received = messages(Bonds(i, j), sent, basis, unit, self.filters.weight.T)
         scalars, z = received.split([2 * c, 3 * c], dim=-1)
         y = self.receive_vectors(z.reshape(-1, c)).view(-1, 3 * c)
-        products = second(torch.cat([z, y], dim=-1), vw, tu)
+        products = second_products(to_tensors, torch.cat([z, y], dim=-1), vw, tu)
         h = h + self.update2(torch.cat([h, scalars, products], dim=-1))
         per_atom = self.read_out(h).squeeze(-1).double() * self.force_scale
         per_atom = per_atom + self.energy_shifts[columns]
@@ -184,14 +145,6 @@ class EGNN(FamilyModel):
         distances = vectors.norm(dim=-1)
         norm = torch.rsqrt(self.mean_neighbors).to(vectors.dtype)
         return vectors / distances[:, None], self.radial(distances) * norm
-
-    def _products(self, to_tensors: Tensor) -> _FirstAndSecond:
-        """``first_products`` of vw, tu and ``second_products`` of zy, vw, tu."""
-        if kernel.is_of_use(to_tensors):
-            from dyntrain.models import egnn_product_kernels
-
-            return egnn_product_kernels.first_products, egnn_product_kernels.second_products
-        return partial(first_products, to_tensors), partial(second_products, to_tensors)
 
     def _densities(
         self, columns: Tensor, i: Tensor, j: Tensor, basis: Tensor, unit: Tensor, to_tensors: Tensor
