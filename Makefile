@@ -9,7 +9,7 @@ DEMO_FLAGS ?=
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test test-adapters test-engines check docs bench bench-rivals clean
+.PHONY: help demo test test-adapters test-engines check docs bench bench-rivals clean clean-kernels
 
 help:
 	@head -n 2 Makefile | sed 's/^# //'
@@ -54,6 +54,10 @@ bench-rivals: $(VENV)/.installed-dev .venv-mace/.installed .venv-e3nn/.installed
 
 clean:
 	rm -rf $(VENV) .venv-mace .venv-e3nn .venv-engines site .mypy_cache .pytest_cache .ruff_cache build dist
+
+# Kernels that numba keeps on disk: to be made anew where a part of theirs in another file has changed.
+clean-kernels:
+	find src -name '*.nb[ci]' -delete
 
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dyntrain needs Python >= 3.11, found " + sys.version.split()[0] + ": try make PYTHON=python3.11")'

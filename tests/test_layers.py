@@ -56,7 +56,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "integrators": _POTENTIAL,
     "rollout": [*_INTEGRATORS, "threads"],
     "testing": _ROLLOUT,
-    "models": [*_POTENTIAL, "atomic", "kernel"],
+    "models": [*_POTENTIAL, "atomic", "kernel", "neighbor_kernels"],
     "adapters": [*_POTENTIAL, "atomic", "models"],
     "data": [*_INTEGRATORS, "atomic"],
     "observables": ["errors", "units"],

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from dyntrain import kernel
-from dyntrain.models.egnn_products import first_products, products_for, second_products
+from dyntrain.models.egnn_products import Products, first_products, second_products
 from dyntrain.models.pair_basis import degree_two
 
 N_ATOMS = 5
-FORMS = ["compiled", "by PyTorch's operations"]
 
 
 def inputs(n_channels: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -88,18 +87,13 @@ def test_a_third_derivative_is_refused(plain: Callable[..., Tensor]) -> None:
         again.pow(2).sum().backward()
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_without_autograd(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if form == "compiled":
-        pytest.importorskip("numba")
-    monkeypatch.setattr(kernel, "is_of_use", lambda like: form == "compiled")
-    c = 3
-    zy, vw, tu = tensors = inputs(c)
+def test_without_autograd() -> None:
+    zy, vw, tu = tensors = inputs(3)
     outs = first(*tensors), second(*tensors)
     bars = [torch.randn_like(out) for out in outs]
     expected = torch.autograd.grad(sum((o * b).sum() for o, b in zip(outs, bars, strict=True)), tensors)
     with torch.inference_mode():
-        products = products_for(degree_two())
+        products = Products(degree_two())
         found = products.first(vw.detach(), tu.detach()), products.second(zy.detach())
         gradients = products.second_adjoint(bars[1]), *products.first_adjoint(bars[0])
     for ours, plain in zip(found, outs, strict=True):

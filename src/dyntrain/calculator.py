@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,6 +30,16 @@ def _potential(model: Potential | Path | str) -> Potential:
     from dyntrain.models.files import load_model
 
     return load_model(model)
+
+
+def _seen_of(atoms: Atoms) -> dict[str, np.ndarray]:
+    """All that a potential sees, by ASE's names."""
+    return {
+        "positions": atoms.positions,
+        "numbers": atoms.numbers,
+        "cell": atoms.cell.array,
+        "pbc": atoms.pbc,
+    }
 
 
 class Calculator(AseCalculator):
@@ -73,8 +84,12 @@ class Calculator(AseCalculator):
         """
         if self.atoms is None:
             return list(all_changes)
-        seen = {name: getattr(self.atoms, name) for name in ("positions", "numbers", "cell", "pbc")}
-        return [name for name, old in seen.items() if not np.array_equal(old, getattr(atoms, name))]
+        old, new = _seen_of(self.atoms), _seen_of(atoms)
+        return [
+            name
+            for name, array in old.items()
+            if array.shape != new[name].shape or not bool((array == new[name]).all())
+        ]
 
     def _state_of(self, atoms: Atoms | None, system_changes: Sequence[str]) -> State:
         """That of ``atoms``, which are copied; where only they have moved, all else is as it was."""
@@ -103,16 +118,17 @@ class Calculator(AseCalculator):
             neighbors = self.neighbors(state)
             energy, forces = self.potential(state, neighbors)
             stress = self.potential.stress(state, neighbors)[0] if "stress" in properties else None
-        if not (energy.isfinite().all() and forces.isfinite().all()):
+        total, of_atoms = float(energy[0]), forces.cpu().numpy()
+        if not (math.isfinite(total) and np.isfinite(of_atoms).all()):
             raise UserError(
                 "the model's energy or forces are not finite for this structure: look for atoms on top of "
                 "each other, or for a model whose training failed"
             )
         self.results = {
-            "energy": float(energy[0]),
+            "energy": total,
             # No smearing: nothing sets the free energy apart from the energy.
-            "free_energy": float(energy[0]),
-            "forces": forces.cpu().numpy(),
+            "free_energy": total,
+            "forces": of_atoms,
         }
         if stress is not None:
             self.results["stress"] = stress.cpu().numpy()

@@ -49,11 +49,15 @@ def compiled_for_sizes(make: Callable[..., Callable[..., Any]]) -> Callable[...,
 
 
 def compiled_part(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function for kernels to call: it becomes a part of each of them."""
+    """A function for kernels to call: it becomes a part of each of them, sizes that are constant there too.
+
+    Numba keeps a kernel on disk until its own file changes: who changes a part in another one, deletes the
+    compiled kernels (``make clean-kernels``).
+    """
     from numba import njit
 
     options: dict[str, Any] = {"fastmath": _ANY_ORDER, "error_model": "numpy", "_nrt": False}
-    return njit(**options)(function)
+    return njit(forceinline=True, **options)(function)
 
 
 def compiled_with_arrays(kernel: Callable[..., Any]) -> Callable[..., Any]:

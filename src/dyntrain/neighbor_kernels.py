@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from dyntrain.kernel import compiled, compiled_as_written, compiled_with_arrays
+from dyntrain.kernel import compiled, compiled_as_written, compiled_part, compiled_with_arrays
 
 
 @compiled
@@ -117,16 +117,25 @@ def find_pairs(positions, sizes, cells, pbc, cutoff, hair, most_cells):  # type:
     return first[:n_pairs], second[:n_pairs], shifts[:n_pairs], n_close
 
 
+@compiled_part
+def vector_of_pair(here, there, is_periodic, cell, shift):  # type: ignore[no-untyped-def]
+    """r_ij from the positions of i and j; ``is_periodic``: whether there are images at all."""
+    x, y, z = there[0] - here[0], there[1] - here[1], there[2] - here[2]
+    if is_periodic:
+        x += shift[0] * cell[0, 0] + shift[1] * cell[1, 0] + shift[2] * cell[2, 0]
+        y += shift[0] * cell[0, 1] + shift[1] * cell[1, 1] + shift[2] * cell[2, 1]
+        z += shift[0] * cell[0, 2] + shift[1] * cell[1, 2] + shift[2] * cell[2, 2]
+    return x, y, z
+
+
 @compiled
 def fill_vectors(positions, system_idx, cells, is_periodic, i, j, shifts, vectors):  # type: ignore[no-untyped-def]
-    """``neighbors.pair_vectors``; the last may be of single precision."""
+    """``neighbors.pair_vectors``."""
     for p in range(i.shape[0]):
-        here, there, cell, shift = positions[i[p]], positions[j[p]], cells[system_idx[i[p]]], shifts[p]
-        for k in range(3):
-            r = there[k] - here[k]
-            if is_periodic:
-                r += shift[0] * cell[0, k] + shift[1] * cell[1, k] + shift[2] * cell[2, k]
-            vectors[p, k] = r
+        here, there, cell = positions[i[p]], positions[j[p]], cells[system_idx[i[p]]]
+        vectors[p, 0], vectors[p, 1], vectors[p, 2] = vector_of_pair(
+            here, there, is_periodic, cell, shifts[p]
+        )
 
 
 @compiled

@@ -70,13 +70,13 @@ def pair_vectors(state: State, neighbors: NeighborList) -> Tensor:
     return vectors
 
 
-def detached_pair_vectors(state: State, neighbors: NeighborList, dtype: torch.dtype) -> Tensor:
-    """``pair_vectors`` without gradient, rounded to a precision."""
+def detached_pair_vectors(state: State, neighbors: NeighborList) -> Tensor:
+    """``pair_vectors`` without gradient."""
     if not kernel.is_of_use(state.positions):
-        return pair_vectors(state.detach(), neighbors).to(dtype)
+        return pair_vectors(state.detach(), neighbors)
     from dyntrain.neighbor_kernels import fill_vectors
 
-    vectors = torch.empty(neighbors.n_pairs, 3, dtype=dtype)
+    vectors = state.positions.new_empty(neighbors.n_pairs, 3)
     system = kernel.reads(state.positions, state.system_idx, state.cell)
     pairs = kernel.reads(neighbors.i, neighbors.j, neighbors.shifts)
     fill_vectors(*system, bool(state.pbc.any()), *pairs, *kernel.writes(vectors))
@@ -85,7 +85,7 @@ def detached_pair_vectors(state: State, neighbors: NeighborList, dtype: torch.dt
 
 def pair_forces(state: State, neighbors: NeighborList, slopes: Tensor) -> Tensor:
     """−∂E/∂x from dE/dr_ij [n_pairs, 3] eV/Å: what pulls i forth pulls j back. [n_atoms, 3], no gradient."""
-    forces = torch.zeros_like(state.positions)
+    forces = state.positions.new_zeros(state.positions.shape)
     if kernel.is_of_use(forces):
         from dyntrain.neighbor_kernels import add_forces
 

@@ -16,7 +16,7 @@ from numba import njit
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dyntrain.kernel import compiled, reads, writes
+from dyntrain.kernel import compiled, compiled_part, reads, writes
 
 _ROOT3 = math.sqrt(3.0)
 
@@ -45,41 +45,52 @@ def _add_to_unit(u, y_bar, linear, u_bar):  # type: ignore[no-untyped-def]
     u_bar[2] += linear * y_bar[3] + yz * u[1] + xz * u[0] + 2.0 * zz * u[2]
 
 
+@compiled_part
+def add_densities_by_pair(n_radial, i, j, columns, u, b, out, y):  # type: ignore[no-untyped-def]
+    """Those of a pair of atoms i and j; u, b: its row; ``y``: room for 9 numbers."""
+    _fill_tensors(u, y)
+    at_i, at_j = columns[j] * n_radial, columns[i] * n_radial
+    for k in range(9):
+        of_i, of_j = out[i, k, at_i : at_i + n_radial], out[j, k, at_j : at_j + n_radial]
+        forth = y[k]
+        back = -forth if 1 <= k <= 3 else forth
+        for r in range(n_radial):
+            of_i[r] += forth * b[r]
+            of_j[r] += back * b[r]
+
+
 @compiled
 def add_densities(unit, basis, i, j, columns, out, y):  # type: ignore[no-untyped-def]
     """Adds to ``out`` [n_atoms, 9, n_species n_radial]; ``y``: room for 9 numbers."""
-    n_radial = basis.shape[1]
     for p in range(i.shape[0]):
-        _fill_tensors(unit[p], y)
-        b, at_i, at_j = basis[p], columns[j[p]] * n_radial, columns[i[p]] * n_radial
-        for k in range(9):
-            of_i, of_j = out[i[p], k, at_i : at_i + n_radial], out[j[p], k, at_j : at_j + n_radial]
-            forth = y[k]
-            back = -forth if 1 <= k <= 3 else forth
-            for r in range(n_radial):
-                of_i[r] += forth * b[r]
-                of_j[r] += back * b[r]
+        add_densities_by_pair(basis.shape[1], i[p], j[p], columns, unit[p], basis[p], out, y)
+
+
+@compiled_part
+def pull_back_densities_by_pair(n_radial, i, j, columns, u, b, bar, b_bar, u_bar, room):  # type: ignore[no-untyped-def]
+    """Adds to the gradients of b and u; ``room``: [2, 9]."""
+    number, y, y_bar = u.dtype.type, room[0], room[1]
+    _fill_tensors(u, y)
+    at_i, at_j = columns[j] * n_radial, columns[i] * n_radial
+    for k in range(9):
+        of_i, of_j = bar[i, k, at_i : at_i + n_radial], bar[j, k, at_j : at_j + n_radial]
+        sign = number(-1.0) if 1 <= k <= 3 else number(1.0)
+        of_k, total = y[k], number(0.0)
+        for r in range(n_radial):
+            row = of_i[r] + sign * of_j[r]
+            b_bar[r] += of_k * row
+            total += b[r] * row
+        y_bar[k] = total
+    _add_to_unit(u, y_bar, number(1.0), u_bar)
 
 
 @compiled
 def pull_back_densities(unit, basis, i, j, columns, bar, basis_bar, unit_bar, room):  # type: ignore[no-untyped-def]
     """Adds to the gradients of the basis and û; ``room``: [2, 9]."""
-    n_radial, number = basis.shape[1], unit.dtype.type
-    y, y_bar = room[0], room[1]
     for p in range(i.shape[0]):
-        u = unit[p]
-        _fill_tensors(u, y)
-        b, b_bar, at_i, at_j = basis[p], basis_bar[p], columns[j[p]] * n_radial, columns[i[p]] * n_radial
-        for k in range(9):
-            of_i, of_j = bar[i[p], k, at_i : at_i + n_radial], bar[j[p], k, at_j : at_j + n_radial]
-            sign = number(-1.0) if 1 <= k <= 3 else number(1.0)
-            of_k, total = y[k], number(0.0)
-            for r in range(n_radial):
-                row = of_i[r] + sign * of_j[r]
-                b_bar[r] += of_k * row
-                total += b[r] * row
-            y_bar[k] = total
-        _add_to_unit(u, y_bar, number(1.0), unit_bar[p])
+        pull_back_densities_by_pair(
+            basis.shape[1], i[p], j[p], columns, unit[p], basis[p], bar, basis_bar[p], unit_bar[p], room
+        )
 
 
 @njit(inline="always")

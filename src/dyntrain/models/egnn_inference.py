@@ -4,7 +4,8 @@ The same sums as ``EGNN.forward``, which is the plain form and the test of this 
 most of the cost of a small system; here nothing is recorded, every array is made once and used up in place.
 x̄ (``x_bar``) is the gradient of the energy, in units of the network's force scale, with respect to x. Each
 step of the forward pass leaves behind what its adjoint needs, and the adjoints follow in reverse order.
-What is done for each pair is in ``egnn_pairs``.
+What is done for each pair is in ``egnn_pairs``; for one thread of a CPU, all of it is compiled
+(``egnn_compiled``).
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from dyntrain.models.egnn_pairs import Pairs, pairs_of
-from dyntrain.models.egnn_products import Products, products_for
+from dyntrain import kernel
+from dyntrain.models.egnn_pairs import Pairs
+from dyntrain.models.egnn_products import Products
 from dyntrain.neighbors import NeighborList
 from dyntrain.potential import PairSlopes
 from dyntrain.state import State
@@ -27,13 +29,17 @@ if TYPE_CHECKING:
 
 def energies_and_slopes(network: EGNN, state: State, neighbors: NeighborList) -> PairSlopes:
     """What ``EGNN.forward`` and its derivative with respect to the pair vectors give, to rounding."""
+    if kernel.is_of_use(network.mixing):
+        from dyntrain.models import egnn_compiled
+
+        return egnn_compiled.energies_and_slopes(network, state, neighbors)
     # Made outside, so that the caller gets tensors like any other.
     slopes = state.positions.new_empty(neighbors.n_pairs, 3)
     energy = state.positions.new_zeros(state.n_systems)
     with torch.inference_mode():
         columns = network.species(state.atomic_numbers)
-        pairs = pairs_of(network, columns, state, neighbors)
-        products = products_for(network.degree_two.to(network.mixing.dtype))
+        pairs = Pairs(network, columns, state, neighbors)
+        products = Products(network.degree_two.to(network.mixing.dtype))
         first, second = _FirstLayer(network, products), _SecondLayer(network, products, pairs)
         read_out = _Perceptron(network.read_out)
         h = second.forward(*first.forward(pairs.densities(), columns))

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from dyntrain import kernel
 from dyntrain.models.messages import Bonds, pull_back, receive
 from dyntrain.models.pair_basis import REVERSAL, degree_two
 from dyntrain.neighbors import NeighborList, detached_pair_vectors
@@ -20,18 +19,6 @@ if TYPE_CHECKING:
 
 PAIRS_AT_A_TIME = 2048
 """Whose densities are summed up at once: more would leave the processor's cache."""
-
-
-def pairs_of(network: EGNN, columns: Tensor, state: State, neighbors: NeighborList) -> Pairs:
-    """Those of a neighbour list.
-
-    Args:
-        columns: [n_atoms], number of each atom's element.
-    """
-    form = Pairs
-    if kernel.is_of_use(network.mixing):
-        from dyntrain.models.egnn_kernels import CompiledPairs as form
-    return form(network, columns, state, neighbors)
 
 
 class _Tables(NamedTuple):
@@ -69,14 +56,15 @@ class Pairs:
     basis:        [n_radial, n_pairs], over the square root of the mean number of neighbours
     basis_slopes: its derivative by the distance
     basis_rows:   the basis as [n_pairs, n_radial]
+
+    Args:
+        columns: [n_atoms], number of each atom's element.
     """
 
     def __init__(self, network: EGNN, columns: Tensor, state: State, neighbors: NeighborList) -> None:
         self.i, self.j, self.columns = neighbors.i, neighbors.j, columns
         self.n_species, self.filters = len(network.species), network.filters.weight.T
-        self._geometry(network, detached_pair_vectors(state, neighbors, network.mixing.dtype))
-
-    def _geometry(self, network: EGNN, vectors: Tensor) -> None:
+        vectors = detached_pair_vectors(state, neighbors).to(network.mixing.dtype)
         distances = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
         self.inverse = distances.reciprocal()
         self.unit = vectors.mul_(self.inverse)

@@ -26,7 +26,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dyntrain.kernel import compiled_for_sizes, compiled_part, reads, writes
-from dyntrain.models.egnn_products import Products
 
 _HALF_ROOT3 = 0.5 * math.sqrt(3.0)
 
@@ -124,45 +123,55 @@ def _scaled5(s, a):  # type: ignore[no-untyped-def]
 # --- the first layer ---------------------------------------------------------------------------------
 
 
+@compiled_part
+def first_of_atom(n, x, y, row):  # type: ignore[no-untyped-def]
+    """Rows of vw, tu and what is filled."""
+    number = x.dtype.type
+    for c in range(n):
+        v, w = _three(x, 2 * n, c), _three(x, 2 * n, n + c)
+        t, u = _five(y, 2 * n, c), _five(y, 2 * n, n + c)
+        tw, uv = _times(_matrix(t, number), w), _times(_matrix(u, number), v)
+        row[c], row[n + c], row[2 * n + c] = _dot(v, w), _dot(v, tw), _dot(w, tw)
+        row[3 * n + c], row[4 * n + c] = _dot(tw, uv), _dot5(t, u)
+        _put_three(row, n, 5 * n + c, _sum(v, tw))
+
+
 @compiled_for_sizes
 def _first(n):  # type: ignore[no-untyped-def]
     def first(vw, tu, out):  # type: ignore[no-untyped-def]
-        number = vw.dtype.type
         for a in range(out.shape[0]):
-            x, y, row = vw[a], tu[a], out[a]
-            for c in range(n):
-                v, w = _three(x, 2 * n, c), _three(x, 2 * n, n + c)
-                t, u = _five(y, 2 * n, c), _five(y, 2 * n, n + c)
-                tw, uv = _times(_matrix(t, number), w), _times(_matrix(u, number), v)
-                row[c], row[n + c], row[2 * n + c] = _dot(v, w), _dot(v, tw), _dot(w, tw)
-                row[3 * n + c], row[4 * n + c] = _dot(tw, uv), _dot5(t, u)
-                _put_three(row, n, 5 * n + c, _sum(v, tw))
+            first_of_atom(n, vw[a], tu[a], out[a])
 
     return first
+
+
+@compiled_part
+def pull_back_first_of_atom(n, of, x, y, x_bar, y_bar):  # type: ignore[no-untyped-def]
+    """Rows of o, vw, tu and of the gradients of the last two, which are added to."""
+    number = x.dtype.type
+    for c in range(n):
+        v, w = _three(x, 2 * n, c), _three(x, 2 * n, n + c)
+        t, u = _five(y, 2 * n, c), _five(y, 2 * n, n + c)
+        m_t, m_u = _matrix(t, number), _matrix(u, number)
+        tw, uv = _times(m_t, w), _times(m_u, v)
+        o_vw, o_vtw, o_wtw, o_twuv, o_tu = _five(of, n, c)
+        o_sum = _three(of, n, 5 * n + c)
+        uv_bar = _scaled(o_twuv, tw)
+        tw_bar = _sum(_sum(_scaled(o_vtw, v), _scaled(o_wtw, w)), _sum(_scaled(o_twuv, uv), o_sum))
+        v_bar = _sum(_sum(_scaled(o_vw, w), _scaled(o_vtw, tw)), _sum(o_sum, _times(m_u, uv_bar)))
+        w_bar = _sum(_sum(_scaled(o_vw, v), _scaled(o_wtw, tw)), _times(m_t, tw_bar))
+        _add_three(x_bar, 2 * n, c, v_bar)
+        _add_three(x_bar, 2 * n, n + c, w_bar)
+        _add_five(y_bar, 2 * n, c, _sum5(_tensor(tw_bar, w, number), _scaled5(o_tu, u)))
+        _add_five(y_bar, 2 * n, n + c, _sum5(_tensor(uv_bar, v, number), _scaled5(o_tu, t)))
 
 
 @compiled_for_sizes
 def _pull_back_first(n):  # type: ignore[no-untyped-def]
     def pull_back_first(o, vw, tu, vw_bar, tu_bar):  # type: ignore[no-untyped-def]
         """Adds to the last two."""
-        number = vw.dtype.type
         for a in range(o.shape[0]):
-            x, y, of, x_bar, y_bar = vw[a], tu[a], o[a], vw_bar[a], tu_bar[a]
-            for c in range(n):
-                v, w = _three(x, 2 * n, c), _three(x, 2 * n, n + c)
-                t, u = _five(y, 2 * n, c), _five(y, 2 * n, n + c)
-                m_t, m_u = _matrix(t, number), _matrix(u, number)
-                tw, uv = _times(m_t, w), _times(m_u, v)
-                o_vw, o_vtw, o_wtw, o_twuv, o_tu = _five(of, n, c)
-                o_sum = _three(of, n, 5 * n + c)
-                uv_bar = _scaled(o_twuv, tw)
-                tw_bar = _sum(_sum(_scaled(o_vtw, v), _scaled(o_wtw, w)), _sum(_scaled(o_twuv, uv), o_sum))
-                v_bar = _sum(_sum(_scaled(o_vw, w), _scaled(o_vtw, tw)), _sum(o_sum, _times(m_u, uv_bar)))
-                w_bar = _sum(_sum(_scaled(o_vw, v), _scaled(o_wtw, tw)), _times(m_t, tw_bar))
-                _add_three(x_bar, 2 * n, c, v_bar)
-                _add_three(x_bar, 2 * n, n + c, w_bar)
-                _add_five(y_bar, 2 * n, c, _sum5(_tensor(tw_bar, w, number), _scaled5(o_tu, u)))
-                _add_five(y_bar, 2 * n, n + c, _sum5(_tensor(uv_bar, v, number), _scaled5(o_tu, t)))
+            pull_back_first_of_atom(n, o[a], vw[a], tu[a], vw_bar[a], tu_bar[a])
 
     return pull_back_first
 
@@ -223,37 +232,46 @@ def _first_slope(n):  # type: ignore[no-untyped-def]
 # --- the second layer --------------------------------------------------------------------------------
 
 
+@compiled_part
+def second_of_atom(n, given, x, tensors, row):  # type: ignore[no-untyped-def]
+    """Rows of zy, vw, tu and what is filled."""
+    number = x.dtype.type
+    for c in range(n):
+        z, y, v = _three(given, n, c), _three(given, n, 3 * n + c), _three(x, 2 * n, c)
+        row[c], row[n + c] = _dot(z, y), _dot(v, z)
+        row[2 * n + c] = _dot(y, _times(_matrix(_five(tensors, 2 * n, c), number), z))
+
+
 @compiled_for_sizes
 def _second(n):  # type: ignore[no-untyped-def]
     def second(zy, vw, tu, out):  # type: ignore[no-untyped-def]
-        number = vw.dtype.type
         for a in range(out.shape[0]):
-            given, x, tensors, row = zy[a], vw[a], tu[a], out[a]
-            for c in range(n):
-                z, y, v = _three(given, n, c), _three(given, n, 3 * n + c), _three(x, 2 * n, c)
-                row[c], row[n + c] = _dot(z, y), _dot(v, z)
-                row[2 * n + c] = _dot(y, _times(_matrix(_five(tensors, 2 * n, c), number), z))
+            second_of_atom(n, zy[a], vw[a], tu[a], out[a])
 
     return second
+
+
+@compiled_part
+def pull_back_second_of_atom(n, of, given, x, tensors, row, x_bar, tensors_bar):  # type: ignore[no-untyped-def]
+    """Rows of o, zy, vw, tu and of the gradients of the last three; the last two are added to."""
+    number = x.dtype.type
+    for c in range(n):
+        z, y, v = _three(given, n, c), _three(given, n, 3 * n + c), _three(x, 2 * n, c)
+        m_t = _matrix(_five(tensors, 2 * n, c), number)
+        o_zy, o_vz, o_ytz = _three(of, n, c)
+        z_bar = _sum(_sum(_scaled(o_zy, y), _scaled(o_vz, v)), _scaled(o_ytz, _times(m_t, y)))
+        _put_three(row, n, c, z_bar)
+        _put_three(row, n, 3 * n + c, _sum(_scaled(o_zy, z), _scaled(o_ytz, _times(m_t, z))))
+        _add_three(x_bar, 2 * n, c, _scaled(o_vz, z))
+        _add_five(tensors_bar, 2 * n, c, _scaled5(o_ytz, _tensor(y, z, number)))
 
 
 @compiled_for_sizes
 def _pull_back_second(n):  # type: ignore[no-untyped-def]
     def pull_back_second(o, zy, vw, tu, zy_bar, vw_bar, tu_bar):  # type: ignore[no-untyped-def]
         """Adds to the last two."""
-        number = vw.dtype.type
         for a in range(o.shape[0]):
-            of, given, x, tensors = o[a], zy[a], vw[a], tu[a]
-            row, x_bar, tensors_bar = zy_bar[a], vw_bar[a], tu_bar[a]
-            for c in range(n):
-                z, y, v = _three(given, n, c), _three(given, n, 3 * n + c), _three(x, 2 * n, c)
-                m_t = _matrix(_five(tensors, 2 * n, c), number)
-                o_zy, o_vz, o_ytz = _three(of, n, c)
-                z_bar = _sum(_sum(_scaled(o_zy, y), _scaled(o_vz, v)), _scaled(o_ytz, _times(m_t, y)))
-                _put_three(row, n, c, z_bar)
-                _put_three(row, n, 3 * n + c, _sum(_scaled(o_zy, z), _scaled(o_ytz, _times(m_t, z))))
-                _add_three(x_bar, 2 * n, c, _scaled(o_vz, z))
-                _add_five(tensors_bar, 2 * n, c, _scaled5(o_ytz, _tensor(y, z, number)))
+            pull_back_second_of_atom(n, o[a], zy[a], vw[a], tu[a], zy_bar[a], vw_bar[a], tu_bar[a])
 
     return pull_back_second
 
@@ -332,27 +350,6 @@ def _second_gradients(o: Tensor, zy: Tensor, vw: Tensor, tu: Tensor) -> tuple[Te
     bars = zy.new_empty(zy.shape), vw.new_zeros(vw.shape), tu.new_zeros(tu.shape)
     _pull_back_second(_channels(vw))(*_rows(o, zy, vw, tu), *_filled(*bars))
     return bars
-
-
-class CompiledProducts(Products):
-    """What the methods do is said there."""
-
-    def first(self, vw: Tensor, tu: Tensor) -> Tensor:
-        self.vw, self.tu = vw, tu
-        return _first_values(vw, tu)
-
-    def second(self, zy: Tensor) -> Tensor:
-        self.zy = zy
-        return _second_values(zy, self.vw, self.tu)
-
-    def second_adjoint(self, bar: Tensor) -> Tensor:
-        zy_bar, *self.bars = _second_gradients(bar, self.zy, self.vw, self.tu)
-        return zy_bar
-
-    def first_adjoint(self, bar: Tensor) -> tuple[Tensor, Tensor]:
-        vw_bar, tu_bar = self.bars
-        _add_first_gradients(bar, self.vw, self.tu, vw_bar, tu_bar)
-        return vw_bar, tu_bar
 
 
 # --- with autograd -----------------------------------------------------------------------------------

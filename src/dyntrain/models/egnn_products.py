@@ -56,15 +56,6 @@ def second_products(to_tensors: Tensor, zy: Tensor, vw: Tensor, tu: Tensor) -> T
 # --- without autograd --------------------------------------------------------------------------------
 
 
-def products_for(to_tensors: Tensor) -> Products:
-    """Args: to_tensors: ``degree_two``, in the network's precision."""
-    if kernel.is_of_use(to_tensors):
-        from dyntrain.models.egnn_product_kernels import CompiledProducts
-
-        return CompiledProducts(to_tensors)
-    return Products(to_tensors)
-
-
 class Products:
     """``first_products`` and ``second_products`` of the same atoms, and their adjoints in reverse order.
 

@@ -11,62 +11,73 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dyntrain.kernel import compiled_for_sizes, reads, writes
+from dyntrain.kernel import compiled_for_sizes, compiled_part, reads, writes
+
+
+@compiled_part
+def receive_by_pair(n, i, j, x, f, u, out):  # type: ignore[no-untyped-def]
+    """Both ways between atoms i and j; f, u: the pair's row."""
+    number = u.dtype.type
+    for way in range(2):
+        receiver, sender, s = (i, j, number(1.0)) if way == 0 else (j, i, number(-1.0))
+        u0, u1, u2 = s * u[0], s * u[1], s * u[2]
+        sent, to = x[sender], out[receiver]
+        for c in range(n):
+            b, f3 = f[n + c] * sent[n + c], f[2 * n + c]
+            v0, v1, v2 = f3 * sent[2 * n + c], f3 * sent[3 * n + c], f3 * sent[4 * n + c]
+            to[c] += f[c] * sent[c]
+            to[n + c] += u0 * v0 + u1 * v1 + u2 * v2
+            to[2 * n + c] += v0 + u0 * b
+            to[3 * n + c] += v1 + u1 * b
+            to[4 * n + c] += v2 + u2 * b
 
 
 @compiled_for_sizes
 def _receive(n):  # type: ignore[no-untyped-def]
     def receive(i, j, x, f, unit, out):  # type: ignore[no-untyped-def]
-        number = unit.dtype.type
         for p in range(i.shape[0]):
-            for way in range(2):
-                receiver, sender, s = (i[p], j[p], number(1.0)) if way == 0 else (j[p], i[p], number(-1.0))
-                u0, u1, u2 = s * unit[p, 0], s * unit[p, 1], s * unit[p, 2]
-                sent, to = x[sender], out[receiver]
-                for c in range(n):
-                    b, f3 = f[p, n + c] * sent[n + c], f[p, 2 * n + c]
-                    v0, v1, v2 = f3 * sent[2 * n + c], f3 * sent[3 * n + c], f3 * sent[4 * n + c]
-                    to[c] += f[p, c] * sent[c]
-                    to[n + c] += u0 * v0 + u1 * v1 + u2 * v2
-                    to[2 * n + c] += v0 + u0 * b
-                    to[3 * n + c] += v1 + u1 * b
-                    to[4 * n + c] += v2 + u2 * b
+            receive_by_pair(n, i[p], j[p], x, f[p], unit[p], out)
 
     return receive
+
+
+@compiled_part
+def pull_back_by_pair(n, i, j, o, x, f, u, x_bar, f_bar, u_bar):  # type: ignore[no-untyped-def]
+    """Adds to x̄; f, u, f̄, ū: the pair's row."""
+    number = u.dtype.type
+    f_bar[:], u_bar[:] = 0.0, 0.0
+    for way in range(2):
+        receiver, sender, s = (i, j, number(1.0)) if way == 0 else (j, i, number(-1.0))
+        u0, u1, u2 = s * u[0], s * u[1], s * u[2]
+        sent, bar, to = x[sender], o[receiver], x_bar[sender]
+        g0, g1, g2 = number(0.0), number(0.0), number(0.0)
+        for c in range(n):
+            f2, f3, b = f[n + c], f[2 * n + c], sent[n + c]
+            v0, v1, v2 = sent[2 * n + c], sent[3 * n + c], sent[4 * n + c]
+            along, o0, o1, o2 = bar[n + c], bar[2 * n + c], bar[3 * n + c], bar[4 * n + c]
+            u_o = u0 * o0 + u1 * o1 + u2 * o2
+            w0, w1, w2 = o0 + u0 * along, o1 + u1 * along, o2 + u2 * along
+            to[c] += f[c] * bar[c]
+            to[n + c] += f2 * u_o
+            to[2 * n + c] += f3 * w0
+            to[3 * n + c] += f3 * w1
+            to[4 * n + c] += f3 * w2
+            f_bar[c] += sent[c] * bar[c]
+            f_bar[n + c] += b * u_o
+            f_bar[2 * n + c] += v0 * w0 + v1 * w1 + v2 * w2
+            g0 += f3 * v0 * along + f2 * b * o0
+            g1 += f3 * v1 * along + f2 * b * o1
+            g2 += f3 * v2 * along + f2 * b * o2
+        u_bar[0] += s * g0
+        u_bar[1] += s * g1
+        u_bar[2] += s * g2
 
 
 @compiled_for_sizes
 def _pull_back(n):  # type: ignore[no-untyped-def]
     def pull_back(i, j, o, x, f, unit, x_bar, f_bar, unit_bar):  # type: ignore[no-untyped-def]
-        number = unit.dtype.type
         for p in range(i.shape[0]):
-            f_bar[p] = 0.0
-            unit_bar[p] = 0.0
-            for way in range(2):
-                receiver, sender, s = (i[p], j[p], number(1.0)) if way == 0 else (j[p], i[p], number(-1.0))
-                u0, u1, u2 = s * unit[p, 0], s * unit[p, 1], s * unit[p, 2]
-                sent, bar, to = x[sender], o[receiver], x_bar[sender]
-                g0, g1, g2 = number(0.0), number(0.0), number(0.0)
-                for c in range(n):
-                    f2, f3, b = f[p, n + c], f[p, 2 * n + c], sent[n + c]
-                    v0, v1, v2 = sent[2 * n + c], sent[3 * n + c], sent[4 * n + c]
-                    along, o0, o1, o2 = bar[n + c], bar[2 * n + c], bar[3 * n + c], bar[4 * n + c]
-                    u_o = u0 * o0 + u1 * o1 + u2 * o2
-                    w0, w1, w2 = o0 + u0 * along, o1 + u1 * along, o2 + u2 * along
-                    to[c] += f[p, c] * bar[c]
-                    to[n + c] += f2 * u_o
-                    to[2 * n + c] += f3 * w0
-                    to[3 * n + c] += f3 * w1
-                    to[4 * n + c] += f3 * w2
-                    f_bar[p, c] += sent[c] * bar[c]
-                    f_bar[p, n + c] += b * u_o
-                    f_bar[p, 2 * n + c] += v0 * w0 + v1 * w1 + v2 * w2
-                    g0 += f3 * v0 * along + f2 * b * o0
-                    g1 += f3 * v1 * along + f2 * b * o1
-                    g2 += f3 * v2 * along + f2 * b * o2
-                unit_bar[p, 0] += s * g0
-                unit_bar[p, 1] += s * g1
-                unit_bar[p, 2] += s * g2
+            pull_back_by_pair(n, i[p], j[p], o, x, f[p], unit[p], x_bar, f_bar[p], unit_bar[p])
 
     return pull_back
 

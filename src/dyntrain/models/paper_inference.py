@@ -179,7 +179,7 @@ class FrozenNetwork:
             columns: [n_atoms], number of each atom's element.
         """
         with torch.inference_mode():
-            vectors = detached_pair_vectors(state, neighbors, state.positions.dtype)
+            vectors = detached_pair_vectors(state, neighbors)
             distances = vectors.norm(dim=-1)
             pairs, order = Pairs.of(state, neighbors, columns)
             energy, slopes = self._of_pairs(columns, pairs, distances.index_select(0, order))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import float32, int32, njit
+from numba import float32, njit
 from torch import Tensor
 
 from dyntrain.kernel import compiled, reads, writes
@@ -20,36 +20,10 @@ from dyntrain.models.normed_silu import LAYER_NORM_EPS, FirstOrder
 from dyntrain.models.paper_pairs import PairBlock
 from dyntrain.models.paper_rows import Rows, TableRows
 from dyntrain.models.paper_weights import LayerWeights
+from dyntrain.models.silu_kernels import sigmoid, silu, silu_slope
 from dyntrain.models.splines import SplineBasis
 
 _EPS = np.float32(LAYER_NORM_EPS)
-
-
-@njit(fastmath={"contract"}, error_model="numpy")
-def _nearest(x):  # type: ignore[no-untyped-def]
-    """x + 1.5 · 2²³, whose last bits are those of the integer nearest to x, and that integer.
-
-    Not inlined by numba, which would let the caller take the two sums for nothing.
-    """
-    shifted = x + float32(12582912.0)
-    return shifted, shifted - float32(12582912.0)
-
-
-@njit(inline="always")
-def _sigmoid(y):  # type: ignore[no-untyped-def]
-    """1/(1 + e⁻ʸ) to 3e-7; written out, because calls of a library's exponential are not vectorised."""
-    x = min(max(y, float32(-87.0)), float32(87.0))
-    # e⁻ˣ = 2ᵏ e⁻ᶠ, |f| ≤ ln 2 / 2, ln 2 in two parts
-    shifted, k = _nearest(x * float32(-1.4426950408889634))
-    f = (x + k * float32(0.693359375)) - k * float32(2.12194440e-4)
-    # 1 − f + …: its largest relative error in this range, 1e-7, is as small as five terms can make it
-    p = float32(0.0418901569) - float32(0.00831252022) * f
-    p = p * f - float32(0.166671146)
-    p = p * f + float32(0.499992315)
-    p = (p * f - float32(1.0)) * f + float32(1.0)
-    bits = (np.float32(shifted).view(np.int32) << int32(23)) + int32(127 << 23)
-    power = np.int32(bits).view(np.float32)
-    return float32(1.0) / (float32(1.0) + p * power)
 
 
 @njit(inline="always")
@@ -59,23 +33,12 @@ def _scale_of(square, width):  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always")
-def _silu(y):  # type: ignore[no-untyped-def]
-    return y * _sigmoid(y)
-
-
-@njit(inline="always")
-def _silu_slope(y):  # type: ignore[no-untyped-def]
-    sigmoid = _sigmoid(y)
-    return sigmoid * (float32(1.0) + y * (float32(1.0) - sigmoid))
-
-
-@njit(inline="always")
 def _normed_silu(row, rho, gain, shift, m):  # type: ignore[no-untyped-def]
     """n in place of a, and m."""
     for c in range(row.shape[0]):
         x = row[c] * rho
         row[c] = x
-        m[c] = _silu(x * gain[c] + shift[c])
+        m[c] = silu(x * gain[c] + shift[c])
 
 
 @njit(inline="always")
@@ -86,7 +49,7 @@ def _reverse(m_bar, n, gain, shift, g):  # type: ignore[no-untyped-def]
     """
     along = float32(0.0)
     for c in range(n.shape[0]):
-        bar = m_bar[c] * gain[c] * _silu_slope(n[c] * gain[c] + shift[c])
+        bar = m_bar[c] * gain[c] * silu_slope(n[c] * gain[c] + shift[c])
         g[c] = bar
         along += bar * n[c]
     return along / float32(n.shape[0])
@@ -110,11 +73,10 @@ def first_order(rows, gain, shift, slope, scale, m):  # type: ignore[no-untyped-
         for c in range(row.shape[0]):
             x = row[c] * rho
             y = x * gain[c] + shift[c]
-            sigmoid = _sigmoid(y)
-            silu = y * sigmoid
+            s = sigmoid(y)
             row[c] = x
-            out[c] = silu
-            slopes[c] = silu + sigmoid * (float32(1.0) - silu)
+            out[c] = y * s
+            slopes[c] = out[c] + s * (float32(1.0) - out[c])
 
 
 @compiled
@@ -181,11 +143,11 @@ def second_rows(rows, i, j, once, bias, gain, shift, scale, received):  # type: 
         for c in range(width):
             x = (row[c] + bias[c]) * rho
             row[c] = x
-            atom[c] += _silu(x * gain[c] + shift[c])
+            atom[c] += silu(x * gain[c] + shift[c])
         if once:
             other = received[j[r]]
             for c in range(width):
-                other[c] += _silu(row[c] * gain[c] + shift[c])
+                other[c] += silu(row[c] * gain[c] + shift[c])
 
 
 @compiled

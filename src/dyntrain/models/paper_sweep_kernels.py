@@ -13,10 +13,11 @@ from numba import float32, njit
 from torch import Tensor
 
 from dyntrain.kernel import compiled, reads, writes
-from dyntrain.models.paper_kernels import CompiledRows, _add, _sigmoid, _silu_slope
+from dyntrain.models.paper_kernels import CompiledRows, _add
 from dyntrain.models.paper_pairs import PairBlock
 from dyntrain.models.paper_sweep_rows import FirstBars, SecondBars, SweepRows
 from dyntrain.models.paper_weights import LayerWeights
+from dyntrain.models.silu_kernels import sigmoid, silu_slope
 
 
 @njit(inline="always")
@@ -32,7 +33,7 @@ def _tangent(row_dot, x, gain, shift, rho, m_dot):  # type: ignore[no-untyped-de
     for c in range(width):
         x_dot = rho * (row_dot[c] - mean - x[c] * along)
         row_dot[c] = x_dot
-        m_dot[c] = x_dot * gain[c] * _silu_slope(x[c] * gain[c] + shift[c])
+        m_dot[c] = x_dot * gain[c] * silu_slope(x[c] * gain[c] + shift[c])
     return along
 
 
@@ -45,12 +46,12 @@ def _reverse_tangent(  # type: ignore[no-untyped-def]
     mean, along, across, mean_dot, along_dot = zero, zero, zero, zero, zero
     for c in range(width):
         y = x[c] * gain[c] + shift[c]
-        sigmoid = _sigmoid(y)
-        out = y * sigmoid
-        slope = out + sigmoid * (one - out)
+        s = sigmoid(y)
+        out = y * s
+        slope = out + s * (one - out)
         y_dot = x_dot[c] * gain[c]
         # SiLU'' = (1 − σ)(2 SiLU' − SiLU)
-        bend = (slope - half * out) * (one - sigmoid) * (y_dot + y_dot)
+        bend = (slope - half * out) * (one - s) * (y_dot + y_dot)
         m[c] = out
         m_dot[c] = slope * y_dot
         y_bar, y_bar_dot = bar[c] * slope, bar_dot[c] * slope + bar[c] * bend

@@ -39,8 +39,8 @@ class SpeciesIndex(nn.Module):
         Raises:
             UserError: an element the model was not made for.
         """
-        column = self._column[atomic_numbers]
-        if bool((column < 0).any()):
+        column = self._column.index_select(0, atomic_numbers)
+        if column.numel() and int(column.min()) < 0:
             unknown = sorted({int(z) for z in atomic_numbers[column < 0]})
             found, known = (", ".join(chemical_symbols[z] for z in zs) for zs in (unknown, self.elements))
             raise UserError(
