@@ -69,7 +69,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "calculator": [*_ROLLOUT, "models"],
     "deploy": [*_POTENTIAL, "models", "calculator"],
     "reference": ["errors", "units", "atomic", "data"],
-    "training": _TRAINING,
+    "training": [*_TRAINING, "kernel"],
     "evaluate": _EVALUATE,
     "compare": _COMPARE,
     "report": _REPORT,

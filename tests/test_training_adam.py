@@ -1,4 +1,4 @@
-"""Adam: the steps of PyTorch's, also from its checkpoints, and no step where there is no gradient."""
+"""Adam, compiled or not: PyTorch's steps, also from its checkpoints; no step where there is no gradient."""
 
 from __future__ import annotations
 
@@ -7,9 +7,19 @@ import math
 import pytest
 import torch
 
-from dyntrain.training.adam import Adam
+from dyntrain import kernel
+from dyntrain.training.adam import Adam, Averages, CompiledAdam, TorchAdam, adam_for
 
 Weights = list[torch.nn.Parameter]
+
+
+@pytest.fixture(autouse=True, params=[CompiledAdam, TorchAdam])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[Adam]:
+    if request.param is CompiledAdam:
+        pytest.importorskip("numba")
+    monkeypatch.setattr(kernel, "is_of_use", lambda like: request.param is CompiledAdam)
+    assert type(adam_for(weights())) is request.param
+    return request.param
 
 
 def weights() -> Weights:
@@ -51,43 +61,69 @@ def steps_of_ours(of: Weights, optimizer: Adam, steps: range, largest_norm: floa
 def test_the_steps_are_those_of_torch(largest_norm: float) -> None:
     one, other = weights(), weights()
     steps_of_torch(one, torch.optim.Adam(one, lr=1e-2), range(6), largest_norm)
-    steps_of_ours(other, Adam(other), range(6), largest_norm)
+    steps_of_ours(other, adam_for(other), range(6), largest_norm)
     for expected, found in zip(one, other, strict=True):
         torch.testing.assert_close(found, expected, rtol=2e-6, atol=2e-6)
 
 
-def test_a_checkpoint_of_torch_goes_on_to_the_last_digit() -> None:
+def test_a_checkpoint_of_torch_goes_on() -> None:
     """As versions of dyntrain wrote it that took their steps by ``torch.optim.Adam``."""
     one, other = weights(), weights()
-    for of in (one, other):
-        del of[4]  # PyTorch's fused step mixes up numbers whose gradient lies otherwise in memory
-    theirs = torch.optim.Adam(one, lr=1e-2, fused=True)
+    theirs = torch.optim.Adam(one, lr=1e-2)
     steps_of_torch(one, theirs, range(3), math.inf)
     with torch.no_grad():
         for weight, trained in zip(other, one, strict=True):
             weight.copy_(trained)
-    ours = Adam(other)
+    ours = adam_for(other)
     ours.load_state_dict(theirs.state_dict())
     steps_of_torch(one, theirs, range(3, 6), math.inf)
     steps_of_ours(other, ours, range(3, 6), math.inf)
-    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    for expected, found in zip(one, other, strict=True):
+        torch.testing.assert_close(found, expected, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("ours_first", [True, False])
+def test_either_form_goes_on_from_the_other(ours_first: bool) -> None:
+    pytest.importorskip("numba")
+    forms = (CompiledAdam, TorchAdam) if ours_first else (TorchAdam, CompiledAdam)
+    whole, parts = weights(), weights()
+    steps_of_ours(whole, CompiledAdam(whole), range(6), 1.0)
+    first, second = (form(parts) for form in forms)
+    steps_of_ours(parts, first, range(3), 1.0)
+    second.load_state_dict(first.state_dict())
+    steps_of_ours(parts, second, range(3, 6), 1.0)
+    for expected, found in zip(whole, parts, strict=True):
+        torch.testing.assert_close(found, expected, rtol=2e-6, atol=2e-6)
+
+
+def test_averages_follow_their_weights_wherever_these_lie() -> None:
+    of = [weight.detach() for weight in weights()[:4]] + [torch.ones(3, dtype=torch.float64)]
+    averages = [torch.zeros_like(weight) for weight in of]
+    following = Averages(averages, of)
+    following.approach(0.25)
+    following.approach(0.5)
+    for average, weight in zip(averages, of, strict=True):
+        torch.testing.assert_close(average, 0.625 * weight)
+        weight.data, average.data = torch.full_like(weight, 8.0), torch.zeros_like(weight)  # other memory
+    following.approach(0.25)
+    assert all(bool((average == 2.0).all()) for average in averages)
 
 
 def test_a_weight_that_never_had_a_gradient_stays_and_has_no_state() -> None:
     of = weights()
-    before, optimizer = of[3].detach().clone(), Adam(of)
+    before, optimizer = of[3].detach().clone(), adam_for(of)
     steps_of_ours(of, optimizer, range(2), 1.0)
     assert torch.equal(of[3], before)
     kept = optimizer.state_dict()["state"]
     assert sorted(kept) == [0, 1, 2, 4, 5]
-    again = Adam(weights())
+    again = adam_for(weights())
     again.load_state_dict({"state": kept})
     assert sorted(again.state_dict()["state"]) == [0, 1, 2, 4, 5]
 
 
 def test_what_is_loaded_takes_the_place_of_what_was() -> None:
     of = weights()
-    optimizer = Adam(of)
+    optimizer = adam_for(of)
     steps_of_ours(of, optimizer, range(3), 1.0)
     optimizer.load_state_dict({"state": {}})
     assert optimizer.state_dict() == {"state": {}}
@@ -95,7 +131,7 @@ def test_what_is_loaded_takes_the_place_of_what_was() -> None:
 
 def test_no_gradient_and_a_gradient_that_is_not_finite_move_nothing() -> None:
     of = weights()
-    optimizer = Adam(of)
+    optimizer = adam_for(of)
     before = [weight.detach().clone() for weight in of]
     optimizer.zero_grad()
     with torch.no_grad():

@@ -57,18 +57,20 @@ def look_from(i, fractions, cell, repeats, images, squares):  # type: ignore[no-
         images: filled, [3, n_atoms].
         squares: filled, [n_atoms].
     """
-    for j in range(i + 1, fractions.shape[1]):
-        x = fractions[0, j] - fractions[0, i]
-        y = fractions[1, j] - fractions[1, i]
-        z = fractions[2, j] - fractions[2, i]
+    # Rows from the first of them on: an index that might be negative would be asked about each time.
+    xs, ys, zs = fractions[0, i:], fractions[1, i:], fractions[2, i:]
+    image0, image1, image2, squares = images[0, i:], images[1, i:], images[2, i:], squares[i:]
+    x0, y0, z0, p, q, r = xs[0], ys[0], zs[0], repeats[0], repeats[1], repeats[2]
+    xx, xy, xz = cell[0, 0], cell[0, 1], cell[0, 2]
+    yx, yy, yz = cell[1, 0], cell[1, 1], cell[1, 2]
+    zx, zy, zz = cell[2, 0], cell[2, 1], cell[2, 2]
+    for j in range(1, squares.shape[0]):
+        x, y, z = xs[j] - x0, ys[j] - y0, zs[j] - z0
         # Rounded, so that what is left is at most half a cell.
-        a, b, c = np.floor(0.5 - x), np.floor(0.5 - y), np.floor(0.5 - z)
-        a, b, c = repeats[0] * a, repeats[1] * b, repeats[2] * c
-        images[0, j], images[1, j], images[2, j] = a, b, c
+        a, b, c = p * np.floor(0.5 - x), q * np.floor(0.5 - y), r * np.floor(0.5 - z)
+        image0[j], image1[j], image2[j] = a, b, c
         x, y, z = x + a, y + b, z + c
-        r0 = x * cell[0, 0] + y * cell[1, 0] + z * cell[2, 0]
-        r1 = x * cell[0, 1] + y * cell[1, 1] + z * cell[2, 1]
-        r2 = x * cell[0, 2] + y * cell[1, 2] + z * cell[2, 2]
+        r0, r1, r2 = x * xx + y * yx + z * zx, x * xy + y * yy + z * zy, x * xz + y * yz + z * zz
         squares[j] = r0 * r0 + r1 * r1 + r2 * r2
 
 

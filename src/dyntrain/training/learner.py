@@ -7,11 +7,10 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from dyntrain.models.files import network_of
 from dyntrain.potential import Potential
-from dyntrain.training.adam import Adam
+from dyntrain.training.adam import Averages, adam_for
 
 
 class Learner:
@@ -29,11 +28,11 @@ class Learner:
 
     def __init__(self, potential: Potential, gradient_clip: float, ema: float) -> None:
         self.potential, self.gradient_clip, self.ema = potential, gradient_clip, ema
-        self.averaged = copy.deepcopy(potential).requires_grad_(False) if ema > 0 else potential
         self.parameters = [p for p in potential.parameters() if p.requires_grad]
-        self._averages: list[Tensor] = list(self.averaged.parameters())
-        self._weights: list[Tensor] = list(potential.parameters())
-        self.optimizer = Adam(self.parameters)
+        self.optimizer = adam_for(self.parameters)
+        self.averaged = copy.deepcopy(potential).requires_grad_(False) if ema > 0 else potential
+        pairs = zip(self.averaged.parameters(), potential.parameters(), strict=True)
+        self._averages = Averages([average for average, w in pairs if w.requires_grad], self.parameters)
 
     @torch.no_grad()
     def update(self, lr: float, step: int) -> float | None:
@@ -48,7 +47,7 @@ class Learner:
         if self.averaged is not self.potential:
             # Early on the average follows closely: the first weights are not worth remembering.
             decay = min(self.ema, (1.0 + step) / (10.0 + step))
-            torch._foreach_lerp_(self._averages, self._weights, 1.0 - decay)
+            self._averages.approach(1.0 - decay)
         return norm
 
     def state_dict(self) -> dict[str, Any]:
