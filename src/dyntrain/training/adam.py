@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -94,79 +93,41 @@ class CompiledAdam(Adam):
 
     def __init__(self, weights: Sequence[torch.nn.Parameter]) -> None:
         super().__init__(weights)
-        numbers: dict[torch.dtype, list[int]] = {}
-        for number, weight in enumerate(weights):
-            numbers.setdefault(weight.dtype, []).append(number)
-        self._groups = [_Group(those, [weights[k] for k in those]) for those in numbers.values()]
+        for weight in weights:
+            weight.data = weight.data.contiguous()  # a flat view of it is what moves
+        self._views = _Views(weights)
+        # Flat running means of each gradient and of its square, and the steps made.
+        self._moments = [tuple(weight.new_zeros(2, weight.numel()).numpy()) for weight in weights]
+        self._steps = [0] * len(weights)
 
     def step(self, lr: float, largest_norm: float) -> float:
-        norm = math.sqrt(sum(group.squared_norm() for group in self._groups))
+        from dyntrain.training.adam_kernels import squared_norm, step
+
+        gradients = [(k, _flat(w.grad)) for k, w in enumerate(self.weights) if w.grad is not None]
+        norm = math.sqrt(sum(squared_norm(gradient) for _, gradient in gradients))
         if math.isfinite(norm):
-            for group in self._groups:
-                group.step(lr, largest_norm / norm if norm > largest_norm else 1.0)
+            weights, scale = self._views(), largest_norm / norm if norm > largest_norm else 1.0
+            for k, gradient in gradients:
+                self._steps[k] += 1
+                step(weights[k], gradient, *self._moments[k], scale, lr, self._steps[k])
         return norm
 
     def state_dict(self) -> dict[str, Any]:
-        return {"state": dict(sorted(entry for group in self._groups for entry in group.state().items()))}
+        found = {}
+        for number, (steps, weight, moments) in enumerate(
+            zip(self._steps, self.weights, self._moments, strict=True)
+        ):
+            if steps > 0:
+                mean, square = (torch.from_numpy(moment).view(weight.shape) for moment in moments)
+                found[number] = {"step": torch.tensor(float(steps)), "exp_avg": mean, "exp_avg_sq": square}
+        return {"state": found}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        for group in self._groups:
-            group.load(state["state"])
-
-
-class _Group:
-    """Weights of one type, by their numbers, and what is kept of their gradients.
-
-    means, squares: running means of all gradients and of their squares, one after the other
-    steps:          that each weight has made, [n_weights]
-    """
-
-    def __init__(self, numbers: list[int], weights: list[torch.nn.Parameter]) -> None:
-        self.numbers, self.weights = numbers, weights
-        for weight in weights:
-            weight.data = weight.data.contiguous()  # a flat view of it is what moves
-        sizes = [weight.numel() for weight in weights]
-        self._views = _Views(weights)
-        self.starts, self.steps = np.cumsum([0, *sizes[:-1]]), np.zeros(len(weights))
-        self.means, self.squares = (weights[0].new_zeros(sum(sizes)).numpy() for _ in range(2))
-
-    def squared_norm(self) -> float:
-        """Of all gradients."""
-        from dyntrain.training.adam_kernels import squared_norm
-
-        gradients = [weight.grad for weight in self.weights]
-        self._with = [k for k, gradient in enumerate(gradients) if gradient is not None]
-        self._gradients = tuple(_flat(gradient) for gradient in gradients if gradient is not None)
-        return squared_norm(self._gradients) if self._with else 0.0
-
-    def step(self, lr: float, scale: float) -> None:
-        """One step of the weights that had a gradient, after ``squared_norm``; it is to be scaled."""
-        from dyntrain.training.adam_kernels import step
-
-        if self._with:
-            views = self._views()
-            moved, chosen = tuple(views[k] for k in self._with), np.array(self._with)
-            step(moved, self._gradients, chosen, self.starts, self.steps, self.means, self.squares, scale, lr)
-
-    def _moments(self, k: int) -> dict[str, Tensor]:
-        part = slice(self.starts[k], self.starts[k] + self.weights[k].numel())
-        moments = {"exp_avg": self.means, "exp_avg_sq": self.squares}
-        return {name: torch.from_numpy(of[part]).view(self.weights[k].shape) for name, of in moments.items()}
-
-    def state(self) -> dict[int, dict[str, Tensor]]:
-        """What is kept of each weight that has made a step."""
-        return {
-            number: {"step": torch.tensor(float(self.steps[k])), **self._moments(k)}
-            for k, number in enumerate(self.numbers)
-            if self.steps[k] > 0
-        }
-
-    def load(self, state: Mapping[int, Mapping[str, Tensor]]) -> None:
-        for k, number in enumerate(self.numbers):
-            kept = state.get(number)
-            self.steps[k] = 0.0 if kept is None else float(kept["step"])
-            for name, moment in self._moments(k).items():
-                moment.copy_(torch.zeros(()) if kept is None else kept[name])
+        for number, moments in enumerate(self._moments):
+            kept = state["state"].get(number)
+            self._steps[number] = 0 if kept is None else int(kept["step"])
+            for name, moment in zip(("exp_avg", "exp_avg_sq"), moments, strict=True):
+                moment[:] = 0.0 if kept is None else _flat(kept[name])
 
 
 class Averages:
@@ -177,24 +138,21 @@ class Averages:
     """
 
     def __init__(self, averages: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
-        self._pairs = list(zip(averages, weights, strict=True))
-        self._compiled: list[tuple[_Views, _Views]] | None = None
-        if _are_for_kernels([*averages, *weights]):
-            alike = [[pair for pair in self._pairs if pair[0].dtype == dtype] for dtype in _FOR_KERNELS]
-            self._compiled = [
-                (_Views(a), _Views(w)) for a, w in (zip(*of, strict=True) for of in alike if of)
-            ]
+        self._averages, self._weights = averages, weights
+        compiled = _are_for_kernels([*averages, *weights])
+        self._views = (_Views(averages), _Views(weights)) if compiled else None
 
     def approach(self, fraction: float) -> None:
         """Let each average go so far to its weight; to be called without autograd."""
-        if self._compiled is None:
-            for average, weight in self._pairs:
+        if self._views is None:
+            for average, weight in zip(self._averages, self._weights, strict=True):
                 average.lerp_(weight, fraction)
             return
         from dyntrain.training.adam_kernels import approach
 
-        for averages, weights in self._compiled:
-            approach(averages(), weights(), fraction)
+        averages, weights = self._views
+        for average, weight in zip(averages(), weights(), strict=True):
+            approach(average, weight, fraction)
 
 
 class _Views:
