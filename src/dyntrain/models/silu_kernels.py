@@ -12,30 +12,19 @@ from numba.extending import overload
 from dyntrain.kernel import compiled_part
 
 
-@njit(fastmath={"contract"}, error_model="numpy")
-def _nearest(x):  # type: ignore[no-untyped-def]
-    """x + 1.5 · 2²³, whose last bits are those of the integer nearest to x, and that integer.
-
-    Not inlined by numba, which would let the caller take the two sums for nothing.
-    """
-    shifted = x + float32(12582912.0)
-    return shifted, shifted - float32(12582912.0)
-
-
 @njit(inline="always")
 def sigmoid(y):  # type: ignore[no-untyped-def]
     """1/(1 + e⁻ʸ) of single precision to 3e-7; calls of a library's exponential are not vectorised."""
     x = min(max(y, float32(-87.0)), float32(87.0))
     # e⁻ˣ = 2ᵏ e⁻ᶠ, |f| ≤ ln 2 / 2, ln 2 in two parts
-    shifted, k = _nearest(x * float32(-1.4426950408889634))
+    k = np.floor(x * float32(-1.4426950408889634) + float32(0.5))
     f = (x + k * float32(0.693359375)) - k * float32(2.12194440e-4)
     # 1 − f + …: its largest relative error in this range, 1e-7, is as small as five terms can make it
     p = float32(0.0418901569) - float32(0.00831252022) * f
     p = p * f - float32(0.166671146)
     p = p * f + float32(0.499992315)
     p = (p * f - float32(1.0)) * f + float32(1.0)
-    bits = (np.float32(shifted).view(np.int32) << int32(23)) + int32(127 << 23)
-    power = np.int32(bits).view(np.float32)
+    power = np.int32((int32(k) + int32(127)) << int32(23)).view(np.float32)
     return float32(1.0) / (float32(1.0) + p * power)
 
 
